@@ -1,0 +1,29 @@
+"""mailerd: a self-hosted mail delivery daemon.
+
+The way of a message: `intake` takes it and commits it, `queue` keeps it, `delivery` routes, signs and sends it, and what
+happened is appended to `events`. `web` and `cli` look and steer; `worker` runs all of it in one process, `daemon`
+watches the workers. Imports go only left along
+
+    errors < wire < config < db < events < queue < delivery < intake < web < worker < daemon < cli
+
+Glossary (one word, one meaning):
+
+message      content and envelope, accepted once; its id is a time-ordered 63-bit number, outside `msg_` and base 32
+recipient    one address of a message, the unit of queueing: (message id, n), n counted from 1
+stream       `transactional` or `marketing`: which pool, which expiry, which precedence
+queue        the recipients waiting for one stream, pool and domain, by name `stream/pool/domain`
+site         the set of hosts that take mail for a domain; all domains with the same set are one destination
+source       one address of ours that we send from
+pool         sources that stand in for one another
+path         source and site: the unit of shaping
+claim        recipients that a worker has taken from the queue
+owner        the worker that holds a claim; its lease ends when the worker stops beating
+session      one SMTP connection to a host
+attempt      one try at one message over one session
+verdict      what a reply means for one recipient: delivered, deferred or bounced, with a class
+event        a fact in the past tense, appended in the transaction of the change it reports
+suppression  an address that must not be mailed, and why
+credential   who may submit, as what, and how much
+"""
+
+__version__ = "0.1.0"

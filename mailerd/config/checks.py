@@ -1,0 +1,246 @@
+"""What must fit together across the tree. Each check is a function of the whole `Config` that yields its findings."""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from mailerd.config.tree import Config, Listener, RouteRule, is_loopback
+from mailerd.config.values import Endpoint, parse_hostname
+
+Place = tuple[str | int, ...]  # the way to a key: ("listeners", 0, "bind")
+Findings = Iterator[tuple[Place, str]]
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)  # no slash: queues are named stream/pool/domain
+SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
+
+# Durations and sizes with which nothing would work at 0.
+POSITIVE = (
+    ("resolver", "timeout"),
+    ("smtp", "max_size"),
+    ("smtp", "command_timeout"),
+    ("smtp", "data_timeout"),
+    ("smtp", "data_memory"),
+    ("delivery", "connect_timeout"),
+    ("delivery", "memory_bytes"),
+    ("retention", "events"),
+    ("retention", "idempotency_keys"),
+    ("database", "shared_buffers"),
+    ("database", "max_wal_size"),
+    ("http", "max_body"),
+)
+
+
+def check_names(config: Config) -> Findings:
+    for section in ("sources", "pools", "streams"):
+        for name in getattr(config, section):
+            if not NAME.fullmatch(name):
+                yield (section, name), "expected a name of a-z, 0-9, - and _, at most 63 characters"
+
+
+def check_hostname(config: Config) -> Findings:
+    if config.hostname:
+        yield from _name_findings(("hostname",), config.hostname)
+
+
+def check_data_dir(config: Config) -> Findings:
+    if not config.data_dir or "\0" in config.data_dir:
+        yield ("data_dir",), "expected a directory"
+
+
+def check_database(config: Config) -> Findings:
+    """The URL holds a password: no finding repeats any of it."""
+    if config.database.url is None:
+        return
+    try:
+        parts = urlsplit(config.database.url)
+        fits = parts.scheme in ("postgresql", "postgres") and len(parts.path) > 1 and (parts.port is None or parts.port)
+    except ValueError:
+        fits = False
+    if not fits:
+        yield ("database", "url"), "expected postgresql://user:password@host:port/name, or null for the embedded server"
+
+
+def check_sources_of_pools(config: Config) -> Findings:
+    for pool, settings in config.pools.items():
+        seen: set[str] = set()
+        for index, source in enumerate(settings.sources):
+            place = ("pools", pool, "sources", index, "name")
+            if source.name not in config.sources:
+                yield place, f"there is no source {source.name!r}: {_known('sources', config.sources)}"
+            if source.name in seen:
+                yield place, f"source {source.name!r} is in this pool twice: give it a weight instead"
+            seen.add(source.name)
+        if settings.sources and not any(source.weight for source in settings.sources):
+            yield ("pools", pool, "sources"), "all weights are 0: at least one source must be used"
+
+
+def check_streams(config: Config) -> Findings:
+    if "transactional" not in config.streams:
+        yield ("streams",), "stream transactional must be here: it is what mail without a stream goes by"
+    for name, stream in config.streams.items():
+        if stream.pool not in config.pools:
+            yield ("streams", name, "pool"), f"there is no pool {stream.pool!r}: {_known('pools', config.pools)}"
+        if stream.expires <= 0:
+            yield ("streams", name, "expires"), "expected longer than 0"
+
+
+def check_listeners(config: Config) -> Findings:
+    for index, listener in enumerate(config.listeners):
+        for key, message in _listener_findings(listener, has_certificate=config.tls.certificate is not None):
+            yield ("listeners", index, key), message
+
+
+def _listener_findings(listener: Listener, *, has_certificate: bool) -> Iterator[tuple[str, str]]:
+    if listener.kind == "inbound":
+        yield "kind", "this release takes no inbound mail: expected submission or submissions"
+        return
+    if listener.auth != "required" and not listener.trusted:
+        yield "auth", f"{listener.auth} needs networks: name them in `trusted`, such as [127.0.0.0/8]"
+    if listener.auth == "required" and listener.trusted:
+        yield "trusted", "does nothing with auth: required; expected auth: optional or trusted, or no networks"
+    if listener.kind == "submissions" and not has_certificate:
+        yield "kind", "submissions needs tls.certificate and tls.key"
+    if listener.kind == "submission" and listener.starttls == "required" and not has_certificate:
+        yield "starttls", "required needs tls.certificate and tls.key"
+    # With auth: trusted there is no AUTH at all; starttls: optional without a certificate is simply not advertised.
+    tls_possible = listener.kind == "submissions" or (has_certificate and listener.starttls != "off")
+    if listener.auth != "trusted" and not tls_possible and not listener.takes_auth_in_clear:
+        yield (
+            "auth",
+            "passwords would cross the network in clear: expected TLS (tls.certificate and starttls: required), "
+            "a loopback bind, or auth_without_tls: true",
+        )
+    if listener.auth_without_tls and (listener.kind == "submissions" or listener.starttls == "required"):
+        yield "auth_without_tls", "does nothing where TLS is always on: leave it out"
+
+
+def check_binds(config: Config) -> Findings:
+    seen: dict[Endpoint, str] = {}
+    for place, bind in _binds(config):
+        if not _is_bindable(bind.host):
+            yield place, f"{bind.host!r} cannot be listened on: expected an address such as 0.0.0.0, [::] or 127.0.0.1"
+        if bind.port and bind in seen:
+            yield place, f"{bind} is taken by {seen[bind]}"
+        seen.setdefault(bind, f"{place[0]}[{place[1]}]" if place[0] == "listeners" else str(place[0]))
+
+
+def _binds(config: Config) -> Iterator[tuple[Place, Endpoint]]:
+    for index, listener in enumerate(config.listeners):
+        yield ("listeners", index, "bind"), listener.bind
+    if config.http is not None:
+        yield ("http", "bind"), config.http.bind
+    if config.sandbox.bind is not None:
+        yield ("sandbox", "bind"), config.sandbox.bind
+
+
+def _is_bindable(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True
+
+
+def check_tls(config: Config) -> Findings:
+    if (config.tls.certificate is None) != (config.tls.key is None):
+        missing = "key" if config.tls.key is None else "certificate"
+        yield ("tls", missing), "is missing: certificate and key go together"
+
+
+def check_http(config: Config) -> Findings:
+    if config.http is None or config.http.public_url is None:
+        return
+    try:
+        parts = urlsplit(config.http.public_url)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
+    except ValueError:
+        fits = False
+    if not fits:
+        yield ("http", "public_url"), "expected a URL, such as https://mail.example.com"
+
+
+def check_routes(config: Config) -> Findings:
+    for index, route in enumerate(config.routes):
+        for place, message in _route_findings(route):
+            yield ("routes", index, *place), message
+        for key, value, known in (
+            ("stream", route.match.stream, config.streams),
+            ("pool", route.match.pool, config.pools),
+        ):
+            if value is not None and value not in known:
+                yield ("routes", index, "match", key), f"there is no {key} {value!r}: {_known(key + 's', known)}"
+
+
+def _route_findings(route: RouteRule) -> Findings:
+    for index, host in enumerate(route.hosts):
+        if host.port == 0:
+            yield ("hosts", index), "expected a port from 1 to 65535"
+    if route.tls == "implicit" and not route.hosts:
+        yield ("tls",), "implicit needs hosts: an MX speaks no TLS before SMTP"
+    if route.auth is None:
+        return
+    if not route.hosts:
+        yield ("auth",), "needs hosts: no password goes to whatever host an MX record names"
+    if (route.auth.password is None) == (route.auth.password_file is None):
+        yield ("auth",), "expected either password or password_file"
+    if route.tls in ("none", "opportunistic") and not all(is_loopback(host.host) for host in route.hosts):
+        yield ("auth",), "the password could cross the network in clear: expected tls: verify, required or implicit"
+
+
+def check_domains(config: Config) -> Findings:
+    for domain, settings in config.domains.items():
+        yield from _name_findings(("domains", domain), domain)
+        selectors: set[str] = set()
+        for index, key in enumerate(settings.dkim):
+            place = ("domains", domain, "dkim", index, "selector")
+            if not SELECTOR.fullmatch(key.selector):
+                yield place, f"{key.selector!r}: expected letters, digits, dots and hyphens, such as s2026"
+            if key.selector in selectors:
+                yield place, f"selector {key.selector!r} is here twice"
+            selectors.add(key.selector)
+
+
+def check_ranges(config: Config) -> Findings:
+    for section, key in POSITIVE:
+        settings: Any = getattr(config, section)
+        if settings is not None and getattr(settings, key) <= 0:
+            yield (section, key), "expected more than 0"
+    if config.resolver.min_ttl > config.resolver.max_ttl:
+        yield ("resolver", "min_ttl"), "is longer than max_ttl"
+    for index, wait in enumerate(config.delivery.retry):
+        if wait < 1:
+            yield ("delivery", "retry", index), "expected at least 1s"
+
+
+def _name_findings(place: Place, name: str) -> Findings:
+    try:
+        written = parse_hostname(name)
+    except ValueError as error:
+        yield place, f"{name!r}: {error}"
+        return
+    if written != name:
+        yield place, f"expected it in lower case and A-labels: {written}"
+
+
+def _known(what: str, names: Iterable[str]) -> str:
+    return f"{what} are {', '.join(names)}" if list(names) else f"no {what} are defined"
+
+
+# Each with the top-level keys it reads: it is left out when one of them could not be read.
+CHECKS: tuple[tuple[frozenset[str], Callable[[Config], Findings]], ...] = (
+    (frozenset({"sources", "pools", "streams"}), check_names),
+    (frozenset({"hostname"}), check_hostname),
+    (frozenset({"data_dir"}), check_data_dir),
+    (frozenset({"database"}), check_database),
+    (frozenset({"sources", "pools"}), check_sources_of_pools),
+    (frozenset({"streams", "pools"}), check_streams),
+    (frozenset({"listeners", "tls"}), check_listeners),
+    (frozenset({"listeners", "http", "sandbox"}), check_binds),
+    (frozenset({"tls"}), check_tls),
+    (frozenset({"http"}), check_http),
+    (frozenset({"routes", "streams", "pools"}), check_routes),
+    (frozenset({"domains"}), check_domains),
+    (frozenset({section for section, _ in POSITIVE}), check_ranges),
+)

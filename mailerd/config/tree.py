@@ -1,0 +1,205 @@
+"""The tree of the configuration: every key, its type and its default; `config/mailerd.yaml` explains each.
+
+A key that nothing reads does not belong here: the reader refuses what the tree does not have.
+"""
+
+import ipaddress
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from mailerd.config.values import (
+    DomainPattern,
+    Duration,
+    Endpoint,
+    FilePath,
+    Hostname,
+    IpAddress,
+    NameServer,
+    Network,
+    Rate,
+    Size,
+)
+
+
+class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every mapping of the file: frozen, unknown keys refused."""
+
+
+class Database(Node, frozen=True):
+    url: str | None = None  # null: the embedded server under data_dir; else postgresql://user:password@host:port/name
+    connections: Annotated[int, Meta(ge=2, le=64)] = 4  # of each worker
+    shared_buffers: Size = Size(64 * 1024**2)  # of the embedded server
+    max_wal_size: Size = Size(2 * 1024**3)  # of the embedded server
+
+
+class Listener(Node, frozen=True):
+    bind: Endpoint
+    kind: Literal["submission", "submissions", "inbound"] = "submission"
+    starttls: Literal["off", "optional", "required"] = "optional"
+    auth: Literal["required", "optional", "trusted"] = "required"
+    trusted: tuple[Network, ...] = ()  # networks that may submit without AUTH, when auth is trusted or optional
+    auth_without_tls: bool = False  # take passwords in clear from other machines too
+    name: str = ""  # the FileDescriptorName of a systemd socket unit, when the socket is handed over
+
+    @property
+    def takes_auth_in_clear(self) -> bool:
+        """Whether AUTH may be offered before TLS: on loopback (nobody listens in) or when the operator says so."""
+        return self.auth_without_tls or is_loopback(self.bind.host)
+
+
+class Http(Node, frozen=True):
+    bind: Endpoint = Endpoint("127.0.0.1", 8025)
+    public_url: str | None = None
+    max_body: Size = Size(40_000_000)  # of one request
+
+
+class Tls(Node, frozen=True):
+    certificate: FilePath | None = None  # PEM files; a chain, our own first
+    key: FilePath | None = None
+    minimum: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.2"  # of what we serve
+
+
+class Resolver(Node, frozen=True):
+    nameservers: tuple[NameServer, ...] = ()  # `9.9.9.9`, `127.0.0.1:5353`; empty: those of /etc/resolv.conf
+    timeout: Duration = Duration(5)  # of one lookup, all name servers and tries together
+    cache: Annotated[int, Meta(ge=100)] = 50_000  # answers
+    min_ttl: Duration = Duration(5)
+    max_ttl: Duration = Duration(86_400)
+
+
+class Source(Node, frozen=True):
+    address: IpAddress | None = None  # null: the system chooses
+    ehlo: Hostname | None = None  # null: hostname
+
+
+class PoolSource(Node, frozen=True):
+    name: str
+    weight: Annotated[int, Meta(ge=0, le=1000)] = 1
+
+
+class Pool(Node, frozen=True):
+    sources: tuple[PoolSource, ...] = ()
+
+
+class RouteMatch(Node, frozen=True):
+    domain: DomainPattern | None = None  # `example.com`, `*.example.com` (not example.com itself), `*`; null: any
+    sender: DomainPattern | None = None  # the sender's domain, in the same form
+    stream: str | None = None
+    pool: str | None = None
+
+
+class RouteAuth(Node, frozen=True):
+    username: str
+    password: str | None = None
+    password_file: FilePath | None = None
+
+
+class RouteRule(Node, frozen=True):
+    match: RouteMatch = RouteMatch()
+    hosts: tuple[Endpoint, ...] = ()  # empty: direct to MX
+    tls: Literal["none", "opportunistic", "required", "verify", "implicit"] = "opportunistic"
+    auth: RouteAuth | None = None
+
+
+class Stream(Node, frozen=True):
+    pool: str = "default"
+    expires: Duration = Duration(4 * 86_400)
+    delay_notice: Duration = Duration(4 * 3_600)  # a delay report to the sender after this long; 0: never
+
+
+class DkimKey(Node, frozen=True):
+    selector: str
+    key_file: FilePath
+
+
+class SendingDomain(Node, frozen=True):
+    dkim: tuple[DkimKey, ...] = ()
+    return_path: Hostname | None = None
+
+
+class Smtp(Node, frozen=True):
+    """Limits of what our listeners take."""
+
+    max_size: Size = Size(50_000_000)
+    max_recipients: Annotated[int, Meta(ge=1, le=100_000)] = 1_000  # of one transaction
+    max_connections: Annotated[int, Meta(ge=1)] = 20_000  # of each worker
+    max_connections_per_ip: Annotated[int, Meta(ge=1)] = 20_000  # of each worker
+    max_errors: Annotated[int, Meta(ge=1)] = 20  # of one connection
+    max_auth_failures: Annotated[int, Meta(ge=1)] = 5  # of one connection
+    auth_failures: Rate = Rate(20, 600.0)  # of one address or user name, then refused for the rest of the period
+    command_timeout: Duration = Duration(300)
+    data_timeout: Duration = Duration(600)  # of one whole message
+    data_memory: Size = Size(256_000_000)  # of each worker: messages being received, all connections together
+    long_lines: Literal["refuse", "accept"] = "accept"  # content lines over 998 bytes (RFC 5322 2.1.1)
+
+
+class Delivery(Node, frozen=True):
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 25
+    connections_per_site: Annotated[int, Meta(ge=1, le=1000)] = 20  # all workers together
+    messages_per_connection: Annotated[int, Meta(ge=1)] = 1_000
+    recipients_per_transaction: Annotated[int, Meta(ge=1, le=1000)] = 100
+    idle: Duration = Duration(5)  # how long an idle connection is kept
+    connect_timeout: Duration = Duration(30)
+    max_hosts: Annotated[int, Meta(ge=1)] = 8  # addresses tried in one attempt
+    memory_messages: Annotated[int, Meta(ge=10)] = 4_000  # of each worker: accepted or claimed, waiting in memory
+    memory_bytes: Size = Size(48_000_000)
+    retry: tuple[Duration, ...] = ()  # waits between attempts; empty: by verdict class (queue.retry)
+    allow_private: bool = False  # connect to loopback, private and link-local addresses that an MX lookup returned
+
+
+class Log(Node, frozen=True):
+    format: Literal["json", "console", "auto"] = "auto"  # auto: console on a terminal
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Retention(Node, frozen=True):
+    events: Duration = Duration(365 * 86_400)
+    bodies: Duration = Duration(0)  # of finished messages
+    idempotency_keys: Duration = Duration(86_400)
+
+
+class Sandbox(Node, frozen=True):
+    """The built-in sink: a mail exchanger whose replies follow the address, for trying things out."""
+
+    bind: Endpoint | None = None  # null: off
+    keep: Annotated[int, Meta(ge=1, le=100_000)] = 1_000  # messages
+
+
+class Config(Node, frozen=True):
+    hostname: str = ""  # empty: the machine's fully qualified name
+    data_dir: str = "/var/lib/mailerd"
+    database: Database = Database()
+    workers: Annotated[int, Meta(ge=1, le=256)] | Literal["auto"] = "auto"
+    listeners: tuple[Listener, ...] = (
+        Listener(
+            bind=Endpoint("127.0.0.1", 2525),
+            starttls="off",
+            auth="trusted",
+            trusted=(Network("127.0.0.0/8"), Network("::1/128")),
+        ),
+    )
+    http: Http | None = Http()
+    tls: Tls = Tls()
+    resolver: Resolver = Resolver()
+    sources: dict[str, Source] = {}
+    pools: dict[str, Pool] = field(default_factory=lambda: {"default": Pool()})
+    routes: tuple[RouteRule, ...] = ()
+    streams: dict[str, Stream] = field(
+        default_factory=lambda: {"transactional": Stream(expires=Duration(86_400)), "marketing": Stream()}
+    )
+    domains: dict[str, SendingDomain] = {}
+    smtp: Smtp = Smtp()
+    delivery: Delivery = Delivery()
+    retention: Retention = Retention()
+    sandbox: Sandbox = Sandbox()
+    log: Log = Log()
+    first_key: bool = False  # on the first start make an API key, print it once and keep it in data_dir/api-key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` (an address or a name) is this machine and no other."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,271 @@
+"""The main process: holds the data directory and the sockets, runs the database, watches the workers.
+
+It stays small and does no mail itself: kill -9 of a worker hurts one worker, kill -9 of this process ends all, and the
+next start finds everything committed.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from mailerd import db
+from mailerd.assignment import Assignment
+from mailerd.config import Config
+from mailerd.daemon.data_dir import DataDir, StartError
+from mailerd.daemon.service import Service
+from mailerd.daemon.sockets import Sockets, open_sockets
+from mailerd.daemon.workers import Workers
+from mailerd.db.embedded import EmbeddedPostgres
+from mailerd.db.migrate import ensure_event_partitions, migrate
+from mailerd.errors import DatabaseError
+
+if TYPE_CHECKING:
+    from mailerd.sandbox import Sandbox
+
+log = structlog.get_logger()
+
+WORKER_COMMAND = (sys.executable, "-m", "mailerd", "worker")
+STOP_WORKERS = 25.0  # seconds; with the next one and a little for the rest less than 30
+STOP_DATABASE = 3.0
+TICK = 60.0  # seconds between looks at what grows and what is due
+PARTITIONS_EVERY = 12 * 3_600.0  # seconds
+SPARE_CONNECTIONS = 20  # of the database: the main process, commands, pools being replaced
+
+
+async def run(config: Config, config_path: str | Path, *, worker_command: Sequence[str] = WORKER_COMMAND) -> int:
+    """Run mailerd until SIGTERM or SIGINT; the exit status. What stops the start is told on standard error."""
+    daemon = Daemon(config, Path(config_path), worker_command)
+    try:
+        await daemon.run()
+    except StartError as error:
+        return _fail(str(error), error.status)
+    except DatabaseError as error:
+        return _fail(str(error), os.EX_UNAVAILABLE)
+    return os.EX_OK
+
+
+def _fail(text: str, status: int) -> int:
+    print(f"mailerd: {text}", file=sys.stderr)
+    return status
+
+
+class Daemon:
+    """One life of the main process."""
+
+    def __init__(self, config: Config, config_path: Path, worker_command: Sequence[str]) -> None:
+        self._config = config
+        self._config_path = config_path
+        self._worker_command = worker_command
+        self._environ = dict(os.environ)
+        self._service = Service(os.environ)
+        self._data_dir = DataDir(Path(config.data_dir))
+        self._sockets = Sockets()
+        self._postgres: EmbeddedPostgres | None = None
+        self._pool: db.Pool | None = None
+        self._sandbox: Sandbox | None = None
+        self._workers: Workers | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stop = asyncio.Event()
+        self._hasten = asyncio.Event()
+
+    async def run(self) -> None:
+        """Start, serve until told to stop, stop in order; raises what made it impossible to start or go on."""
+        os.umask(0o077)
+        self._catch_signals()
+        await self._data_dir.acquire()
+        try:
+            self._sockets = open_sockets(self._config, self._environ)
+            await self._until_stopped(self._start())
+            if not self._stop.is_set():
+                await self._until_stopped(self._serve())
+        finally:
+            await self._end()
+
+    # -- start
+
+    async def _start(self) -> None:
+        self._service.status("starting the database")
+        url = await self._start_database()
+        await self._migrate(url)
+        self._pool = await db.connect_pool(url, min=0, max=1, idle=10.0)
+        await self.on_worker_death(None)
+        key = await self._first_key()
+        await self._start_sandbox()
+        self._service.status("starting the workers")
+        await self._start_workers(url)
+        if key is not None:
+            print(f"mailerd api-key {key} (kept in {self._data_dir.path / 'api-key'})", flush=True)
+        print(f"mailerd ready {self._sockets}", flush=True)
+
+    async def _start_database(self) -> str:
+        if self._config.database.url is not None:
+            return self._config.database.url
+        connections = self._worker_count() * (self._config.database.connections + 2) + SPARE_CONNECTIONS
+        self._postgres = EmbeddedPostgres(self._data_dir.path, self._config.database, connections=connections)
+        await self._postgres.start()
+        self._spawn(self._postgres.watch(), "database")
+        return self._postgres.url
+
+    async def _migrate(self, url: str) -> None:
+        async with db.connected(url, patience=db.PATIENCE) as connection:
+            await migrate(connection)
+            await ensure_event_partitions(connection, datetime.now(UTC))
+
+    async def _first_key(self) -> str | None:
+        if not self._config.first_key:
+            return None
+        from mailerd.intake.credentials import make_first_key  # not in the memory of those who need no first key
+
+        assert self._pool is not None
+        return await make_first_key(self._pool, self._data_dir.path)
+
+    async def _start_sandbox(self) -> None:
+        if self._config.sandbox.bind is None:
+            return
+        from mailerd.sandbox import Sandbox  # only who tries things out pays for it
+
+        self._sandbox = Sandbox(self._config.sandbox, self._data_dir.path / "sandbox")
+        try:
+            await self._sandbox.start()
+        except OSError as error:
+            raise StartError(f"cannot start the sandbox: {error}", os.EX_UNAVAILABLE) from error
+
+    async def _start_workers(self, url: str) -> None:
+        assignment = Assignment(
+            config_path=str(self._config_path),
+            data_dir=str(self._data_dir.path),
+            node=self._data_dir.node(),
+            database_url=url,
+            listeners=[(sock.fileno(), index) for sock, index in self._sockets.listeners],
+            http=[sock.fileno() for sock in self._sockets.http],
+            control=-1,
+        )
+        descriptors = [self._data_dir.lock, *(sock.fileno() for sock in self._sockets.all)]
+        self._workers = Workers(
+            self._worker_count(), self._worker_command, assignment, descriptors, self.on_worker_death
+        )
+        await self._workers.start()
+
+    def _worker_count(self) -> int:
+        return len(os.sched_getaffinity(0)) if self._config.workers == "auto" else self._config.workers
+
+    # -- serve
+
+    async def _serve(self) -> None:
+        assert self._workers is not None
+        self._service.ready()
+        self._spawn(self._keep_house(), "housekeeping")
+        if self._service.watchdog_every is not None:
+            self._spawn(self._feed_watchdog(self._service.watchdog_every), "watchdog")
+        await asyncio.gather(self._workers.failed(), *self._tasks)  # until one of them fails, which must not go unseen
+
+    async def on_worker_death(self, pid: int | None) -> None:
+        """Free what the dead worker owned, so that others may take it; None: every worker of this node is dead."""
+        from mailerd.queue import journal
+        from mailerd.queue.workers import WorkerStore
+
+        assert self._pool is not None
+        store, node = WorkerStore(self._pool), self._data_dir.node()
+        for worker in await store.all():
+            if worker.node == node and pid in (None, worker.pid):
+                file = self._data_dir.path / "journal" / str(worker.number)
+                freed = await store.release(worker.number, journal.read(file))
+                file.unlink(missing_ok=True)
+                log.info("worker.released", number=worker.number, pid=worker.pid, recipients=freed)
+
+    async def _keep_house(self) -> None:
+        """Partitions ahead of time, the database's log in bounds, the status line."""
+        loop = asyncio.get_running_loop()
+        partitions_at = loop.time() + PARTITIONS_EVERY
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                if self._postgres is not None:
+                    await self._postgres.turn_log_over()
+                if loop.time() >= partitions_at and self._pool is not None:
+                    async with self._pool.acquire() as connection:
+                        await ensure_event_partitions(connection, datetime.now(UTC))
+                    partitions_at = loop.time() + PARTITIONS_EVERY
+            except Exception:  # again at the next tick
+                log.exception("housekeeping.failed")
+            self._service.status(self._status())
+
+    async def _feed_watchdog(self, every: float) -> None:
+        """As long as this loop turns. A worker that hangs is ours to kill, and is killed long before systemd would."""
+        while True:
+            self._service.watchdog()
+            await asyncio.sleep(every)
+
+    def _status(self) -> str:
+        assert self._workers is not None
+        return f"{self._workers.ready_count} of {self._worker_count()} workers, {self._workers.restarts} restarts"
+
+    # -- stop
+
+    async def _end(self) -> None:
+        """The reverse of the start; every step is taken, whatever became of the ones before."""
+        self._service.stopping()
+        log.info("daemon.stopping")
+        for step in (self._end_workers, self._end_sandbox, self._end_tasks, self._end_database):
+            try:
+                await step()
+            except Exception:
+                log.exception("stop.step_failed", step=step.__name__)
+        self._sockets.close()
+        self._data_dir.release()
+        log.info("daemon.stopped")
+
+    async def _end_workers(self) -> None:
+        if self._workers is not None:
+            await self._workers.stop(STOP_WORKERS, self._hasten)
+
+    async def _end_sandbox(self) -> None:
+        if self._sandbox is not None:
+            await self._sandbox.stop()
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _end_database(self) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+        if self._postgres is not None:
+            await self._postgres.stop(STOP_DATABASE)
+
+    # -- both
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stop.is_set() and number == signal.SIGINT:  # somebody at a terminal does not want to wait
+            self._hasten.set()
+        self._stop.set()
+
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    async def _until_stopped(self, work: Coroutine[object, object, None]) -> None:
+        """Do `work`; when a signal comes first, give it up."""
+        doing = asyncio.create_task(work)
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({doing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if doing.done():
+            return doing.result()
+        doing.cancel()
+        with suppress(asyncio.CancelledError):
+            await doing
+        return None

@@ -1,0 +1,143 @@
+"""The schema: numbered SQL files, each applied once, in order, and the monthly partitions of `events`."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+import asyncpg
+import structlog
+
+from mailerd.db import Connection
+from mailerd.errors import DatabaseError
+
+log = structlog.get_logger()
+
+LOCK = 0x6D61696C  # of every change of the schema, all nodes together
+FILE = re.compile(r"(?P<version>\d{4})_(?P<name>\w+)\.sql")
+MONTHS = 3  # of partitions kept ready: this one and the next two
+
+TABLE = """
+    CREATE TABLE IF NOT EXISTS schema_migrations (
+        version    int PRIMARY KEY,
+        name       text NOT NULL,
+        checksum   text NOT NULL,
+        applied_at timestamptz NOT NULL DEFAULT now()
+    )
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def shipped(directory: Traversable | None = None) -> list[Migration]:
+    """The migrations of this mailerd, in their order."""
+    found = [
+        Migration(int(match["version"]), match["name"], file.read_text(encoding="utf-8"))
+        for file in (directory or files("mailerd") / "migrations").iterdir()
+        if (match := FILE.fullmatch(file.name))
+    ]
+    return sorted(found, key=lambda migration: migration.version)
+
+
+async def migrate(connection: Connection, migrations: Sequence[Migration] | None = None) -> int:
+    """Apply what is missing, each in a transaction of its own; how many that were.
+
+    Several nodes may call this at the same time: one works, the others wait. Raises `DatabaseError`, having changed
+    nothing, when a newer mailerd was here or when an applied migration has been edited since.
+    """
+    known = shipped() if migrations is None else migrations
+    count = 0
+    while await _apply_next(connection, known):
+        count += 1
+    return count
+
+
+async def _apply_next(connection: Connection, known: Sequence[Migration]) -> bool:
+    async with connection.transaction():
+        # Of the transaction, not of the session: it also holds behind a transaction-pooling PgBouncer.
+        await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})", timeout=None)
+        await connection.execute(TABLE)
+        rows = await connection.fetch("SELECT version, name, checksum FROM schema_migrations")
+        applied = {row["version"]: row["checksum"] for row in rows}
+        _check(applied, known)
+        missing = next((migration for migration in known if migration.version not in applied), None)
+        if missing is None:
+            return False
+        try:
+            await connection.execute(missing.sql, timeout=None)
+        except asyncpg.PostgresError as error:
+            raise DatabaseError(f"migration {missing.version:04}_{missing.name} failed: {error}") from error
+        await connection.execute(
+            "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+            missing.version,
+            missing.name,
+            missing.checksum,
+        )
+    log.info("schema.migrated", version=missing.version, name=missing.name)
+    return True
+
+
+def _check(applied: dict[int, str], known: Sequence[Migration]) -> None:
+    ours = {migration.version: migration for migration in known}
+    if unknown := sorted(applied.keys() - ours.keys()):
+        raise DatabaseError(
+            f"this database was migrated by a newer mailerd: its schema is at version {unknown[-1]}, "
+            f"this mailerd knows {max(ours, default=0)}. Start the newer mailerd, or restore the backup made before the upgrade"
+        )
+    for version, checksum in applied.items():
+        if ours[version].checksum != checksum:
+            raise DatabaseError(
+                f"migration {version:04}_{ours[version].name} was changed after it was applied to this database: "
+                "install the mailerd that applied it; a change of the schema belongs into a new migration"
+            )
+
+
+async def ensure_event_partitions(connection: Connection, now: datetime) -> list[str]:
+    """Have a partition of `events` for the month of `now` and the next two; the names of those made.
+
+    Events that `events_rest` caught for such a month move into it. Call at start and daily.
+    """
+    made = []
+    for offset in range(MONTHS):
+        first, next_first = _month(now, offset), _month(now, offset + 1)
+        async with connection.transaction():
+            await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})", timeout=None)
+            name = f"events_{first:%Y_%m}"
+            if await connection.fetchval("SELECT to_regclass($1)", name) is None:
+                await _make_partition(connection, name, first, next_first)
+                made.append(name)
+    return made
+
+
+async def _make_partition(connection: Connection, name: str, first: datetime, next_first: datetime) -> None:
+    await connection.execute("LOCK TABLE events_rest IN ACCESS EXCLUSIVE MODE")  # nothing falls in while we move
+    await connection.execute(f"CREATE TABLE {name} (LIKE events INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+    await connection.execute(
+        f"WITH moved AS (DELETE FROM events_rest WHERE at >= $1 AND at < $2 RETURNING *) "  # noqa: S608 name is ours
+        f"INSERT INTO {name} SELECT * FROM moved",
+        first,
+        next_first,
+    )
+    await connection.execute(
+        f"ALTER TABLE events ATTACH PARTITION {name} "
+        f"FOR VALUES FROM ('{first.isoformat()}') TO ('{next_first.isoformat()}')"
+    )
+
+
+def _month(now: datetime, offset: int) -> datetime:
+    """The first moment of the month `offset` months after that of `now`, in UTC."""
+    utc = now.astimezone(UTC)
+    years, month = divmod(utc.month - 1 + offset, 12)
+    return datetime(utc.year + years, month + 1, 1, tzinfo=UTC)

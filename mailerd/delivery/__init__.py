@@ -1,0 +1,1 @@
+"""Route, sign and send."""

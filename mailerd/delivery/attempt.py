@@ -1,0 +1,295 @@
+"""One try at one message over one session, as a list of steps, and what its results mean for each recipient."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from mailerd import metrics
+from mailerd.config import Config
+from mailerd.delivery.identity import Identity
+from mailerd.delivery.notices import Notice, Notices, delay_is_due, wanted
+from mailerd.delivery.session import Session
+from mailerd.delivery.settler import Settler
+from mailerd.delivery.transaction import Result, Transaction, dsn_parameters
+from mailerd.delivery.verdict import Kind, Outcome, Verdict, expired, local_verdict
+from mailerd.errors import LocalProtocolError
+from mailerd.events import Event
+from mailerd.queue.ids import format_message_id
+from mailerd.queue.journal import Journal
+from mailerd.queue.mail import Message, Recipient
+from mailerd.queue.retry import next_attempt
+from mailerd.queue.store import QueueStore, Settled
+from mailerd.wire import dkim
+from mailerd.wire.downgrade import downgrade
+from mailerd.wire.message import split
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Job:
+    """The recipients of one message that go to one site in one transaction."""
+
+    message: Message
+    recipients: list[Recipient]
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Over which way an attempt went, for its event and log line."""
+
+    site: str = ""
+    host: str = ""
+    ip: str = ""
+    source: str = ""
+    tls: str = ""
+
+
+class Attempts:
+    """Carries jobs out and settles them."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        store: QueueStore,
+        identity: Identity,
+        settler: Settler,
+        notices: Notices,
+        journal: Journal,
+        clock: Callable[[], datetime],
+        signers: Executor | None = None,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._identity = identity
+        self._settler = settler
+        self._notices = notices
+        self._journal = journal
+        self._clock = clock
+        self._signers = signers
+
+    async def run(self, session: Session, job: Job, where: Where) -> bool:
+        """Send the job over the session and settle it. False: the kept connection was gone, the job is untouched."""
+        await self.give_up_expired(job)
+        if not job.recipients or not await self._load(job):
+            return True
+        message = job.message
+        content = await self._content(message, session)
+        kept = session.sent > 0
+        try:
+            transaction = await session.transact(
+                message.sender,
+                [recipient.address for recipient in job.recipients],
+                content,
+                smtputf8=message.smtputf8,
+                eight_bit=message.eight_bit,
+                ret=message.ret,
+                envid=message.envid,
+                rcpt_params=[dsn_parameters(recipient.notify, recipient.orcpt) for recipient in job.recipients],
+                on_dot=lambda: self._open(job),
+            )
+        except LocalProtocolError as error:
+            text = f"this message cannot be put into SMTP commands: {error}"
+            verdict = local_verdict(Kind.PROTOCOL, 554, "5.5.4", text)
+            await self.settle(job, [Result(verdict, "mail")] * len(job.recipients), where)
+            return True
+        if transaction.stale or (kept and _dismissed(transaction)):
+            return False
+        await self.settle(job, transaction.results, where, transaction.milliseconds, relays_dsn=session.features.dsn)
+        return True
+
+    async def refuse(self, job: Job, verdict: Verdict, where: Where, stage: str) -> None:
+        """Settle the whole job with a verdict that no transaction was needed for."""
+        await self.give_up_expired(job)
+        await self.settle(job, [Result(verdict, stage)] * len(job.recipients), where)
+
+    async def settle(
+        self, job: Job, results: Sequence[Result], where: Where, milliseconds: float = 0.0, *, relays_dsn: bool = False
+    ) -> None:
+        """Turn the results into due times, events and reports, and hand them to the settler."""
+        now = self._clock()
+        if milliseconds:
+            metrics.transacted(job.message.stream, milliseconds / 1000)
+        settled: list[Settled] = []
+        notices: list[Notice] = []
+        for recipient, result in zip(job.recipients, results, strict=True):
+            recipient.attempts += 1
+            verdict = result.verdict
+            _log_attempt(recipient, result, where, milliseconds)
+            metrics.attempted(recipient.message.stream, where.site, verdict.outcome, verdict.kind)
+            data = _facts(recipient, result, where, milliseconds)
+            if verdict.outcome is Outcome.DEFERRED:
+                settled.append(self._deferred(recipient, result, where, data, now, notices))
+                continue
+            if verdict.outcome is Outcome.BOUNCED:
+                _notify(notices, Notice(recipient, "failed", verdict, where.host))
+            elif recipient.notify and not relays_dsn:
+                _notify(notices, Notice(recipient, "relayed", verdict, where.host))
+            metrics.finished(job.message.stream, verdict.outcome, (now - job.message.accepted_at).total_seconds())
+            settled.append(Settled(recipient, _event(recipient, f"recipient.{verdict.outcome}", data, now)))
+        await self._finish(job.message, settled, notices, now)
+
+    def _deferred(
+        self,
+        recipient: Recipient,
+        result: Result,
+        where: Where,
+        data: dict[str, Any],
+        now: datetime,
+        notices: list[Notice],
+    ) -> Settled:
+        verdict = result.verdict
+        recipient.last_reply = str(verdict)
+        recipient.in_doubt |= result.in_doubt
+        due_at = next_attempt(
+            verdict.kind,
+            recipient.attempts,
+            now,
+            recipient.expires_at,
+            random.random(),  # noqa: S311 - spreads retries
+            self._config.delivery.retry,
+            text=verdict.text,
+        )
+        if due_at is None:
+            _notify(notices, Notice(recipient, "failed", expired(recipient.last_reply), where.host))
+            return Settled(recipient, _event(recipient, "recipient.expired", data, now))
+        data["due_at"] = due_at.isoformat()
+        stream = self._config.streams.get(recipient.message.stream)
+        if stream is not None and delay_is_due(recipient, stream, now):
+            recipient.delay_notified = True
+            notices.append(Notice(recipient, "delayed", verdict, where.host, recipient.expires_at))
+        event = _event(recipient, "recipient.deferred", data, now)
+        return Settled(recipient, event, due_at, f"{verdict.kind}: {recipient.last_reply}")
+
+    async def give_up_expired(self, job: Job) -> None:
+        """Recipients whose time is over are not tried again, however they came here."""
+        now = self._clock()
+        late = [recipient for recipient in job.recipients if recipient.expires_at <= now]
+        if not late:
+            return
+        job.recipients = [recipient for recipient in job.recipients if recipient.expires_at > now]
+        notices: list[Notice] = []
+        for recipient in late:
+            _notify(notices, Notice(recipient, "failed", expired(recipient.last_reply)))
+        data = [{"attempts": recipient.attempts, "text": recipient.last_reply} for recipient in late]
+        settled = [
+            Settled(recipient, _event(recipient, "recipient.expired", facts, now))
+            for recipient, facts in zip(late, data, strict=True)
+        ]
+        await self._finish(job.message, settled, notices, now)
+
+    async def _load(self, job: Job) -> bool:
+        """Make sure that the content is in memory; False when the message is gone, and the job with it."""
+        message = job.message
+        if message.content is None:
+            message.content = await self._store.content(message.id)
+        if message.content is not None:
+            return True
+        log.warning("message.missing", message=format_message_id(message.id))
+        self._settler.add([Settled(recipient, None) for recipient in job.recipients])
+        return False
+
+    async def _content(self, message: Message, session: Session) -> bytes:
+        """What goes over the wire: in the form that the peer takes, signed."""
+        content = message.content
+        assert content is not None
+        if message.eight_bit and not session.supports_8bit and (converted := downgrade(content)) is not None:
+            message.content = content = converted
+            message.eight_bit = not converted.isascii()
+            message.signature = None
+        if message.signature is None:
+            message.signature = await self._sign(message, content)
+        return message.signature + content if message.signature else content
+
+    async def _sign(self, message: Message, content: bytes) -> bytes:
+        keys = self._identity.signing_keys(split(content)[0], message.sender)
+        if not keys:
+            return b""
+        now = int(self._clock().timestamp())
+        if self._signers is None:
+            return dkim.sign(content, keys, now=now)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._signers, lambda: dkim.sign(content, keys, now=now)
+        )
+
+    def _open(self, job: Job) -> None:
+        for recipient in job.recipients:
+            self._journal.open(job.message.id, recipient.n)
+
+    async def _finish(self, message: Message, settled: list[Settled], notices: list[Notice], now: datetime) -> None:
+        """Write the reports, one for each kind, and hand all of it over."""
+        if not notices:
+            self._settler.add(settled)
+            return
+        content = message.content
+        if content is None:
+            content = await self._store.content(message.id) or b""
+        reports = [
+            self._notices.report(message, content, group, now)
+            for action in ("failed", "delayed", "relayed")
+            if (group := [notice for notice in notices if notice.action == action])
+        ]
+        self._settler.add(settled, reports)
+
+
+def _dismissed(transaction: Transaction) -> bool:
+    """The peer answered 421 to the MAIL of a further transaction: it wants a new connection, not to delay the mail."""
+    return all(result.stage == "mail" and result.verdict.code == 421 for result in transaction.results)
+
+
+def _notify(notices: list[Notice], notice: Notice) -> None:
+    if wanted(notice.recipient, notice.action):
+        notices.append(notice)
+
+
+def _event(recipient: Recipient, type_: str, data: dict[str, Any], now: datetime) -> Event:
+    return Event(now, type_, recipient.message.id, recipient.n, recipient.address, recipient.message.tenant, data)
+
+
+def _facts(recipient: Recipient, result: Result, where: Where, milliseconds: float) -> dict[str, Any]:
+    verdict = result.verdict
+    facts: dict[str, Any] = {
+        "attempt": recipient.attempts,
+        "kind": verdict.kind,
+        "code": verdict.code,
+        "enhanced": verdict.enhanced,
+        "text": verdict.text,
+        "stage": result.stage,
+        "site": where.site,
+        "host": where.host,
+        "ip": where.ip,
+        "ms": round(milliseconds),
+    }
+    if where.tls:
+        facts["tls"] = where.tls
+    if where.source:
+        facts["source"] = where.source
+    if recipient.in_doubt or result.in_doubt:
+        facts["in_doubt"] = True
+    return facts
+
+
+def _log_attempt(recipient: Recipient, result: Result, where: Where, milliseconds: float) -> None:
+    verdict = result.verdict
+    log.info(
+        f"recipient.{verdict.outcome}",
+        message=format_message_id(recipient.message.id),
+        n=recipient.n,
+        to=recipient.address,
+        attempt=recipient.attempts,
+        kind=verdict.kind,
+        reply=str(verdict),
+        stage=result.stage,
+        site=where.site,
+        host=where.host,
+        ip=where.ip,
+        tls=where.tls,
+        ms=round(milliseconds),
+    )

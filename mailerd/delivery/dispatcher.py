@@ -1,0 +1,463 @@
+"""The loop: mail in hand → route → destination → session → attempt.
+
+Mail comes in hand in two ways: `offer()` gets what was just accepted, the claim loop gets what is due in the database.
+Both are bounded by count and bytes; `keep()` and `room()` say what fits, and what does not stays in the database.
+
+A *destination* is a site reached in one way. It has a line of jobs and some sessions; a session takes the next job as
+soon as it is free, so nothing waits in two places. A destination that cannot be reached is blocked for a while: its jobs
+go back to the database with the reason and the time, uncounted, and its queues are not claimed until then.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import structlog
+
+from mailerd import metrics
+from mailerd.config import Config
+from mailerd.delivery.attempt import Attempts, Job, Where
+from mailerd.delivery.routing import Host, NoRoute, Route, Router
+from mailerd.delivery.session import Session, SessionError
+from mailerd.delivery.settler import Settler
+from mailerd.delivery.transaction import Timeouts
+from mailerd.delivery.verdict import Verdict
+from mailerd.queue.commit import LOST
+from mailerd.queue.control import Selection
+from mailerd.queue.mail import Message, Recipient
+from mailerd.queue.store import QueueStore, Settled
+from mailerd.queue.workers import FENCE
+
+log = structlog.get_logger()
+
+POLL = 1.0  # seconds between looks for due mail when nothing wakes us
+QUEUES_AT_ONCE = 200
+CLAIM_AT_ONCE = 500
+KEEP_SHARE = 0.75  # of the memory may be taken by accepted mail, so that claimed mail always finds room
+QUEUE_SHARE = 0.5  # of the memory may be taken by one queue
+BLOCK_FIRST = 60.0  # seconds that an unreachable destination is left alone
+BLOCK_MOST = 900.0
+LIMITED_FOR = timedelta(seconds=60)  # until another connection is tried
+
+
+@dataclass(eq=False, slots=True)
+class Destination:
+    """A site reached in one way; `limit` sessions of this worker at most."""
+
+    route: Route
+    limit: int
+    jobs: deque[Job] = field(default_factory=deque)
+    idle: deque["asyncio.Future[None]"] = field(default_factory=deque)
+    sessions: int = 0
+    opening: int = 0
+    limited_until: datetime | None = None  # a host said "no more connections"; then `limit` grows back one by one
+    failures: int = 0  # in a row, to open any session
+    blocked_until: datetime | None = None
+    reason: str = ""
+
+
+Key = tuple[str, str, bool]
+
+
+class Dispatcher:
+    """What this worker sends, and to whom."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        router: Router,
+        store: QueueStore,
+        attempts: Attempts,
+        settler: Settler,
+        worker: int,
+        workers: int,
+        clock: Callable[[], datetime],
+        silent_for: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._router = router
+        self._store = store
+        self._attempts = attempts
+        self._settler = settler
+        self._worker = worker
+        self._limit = max(1, config.delivery.connections_per_site // workers)
+        self._clock = clock
+        self._silent_for = silent_for  # seconds since the last beat of our lease
+        self._timeouts = Timeouts(connect=config.delivery.connect_timeout)
+        self._destinations: dict[Key, Destination] = {}
+        self._held = 0  # recipients in hand
+        self._bytes = 0
+        self._of_queue: Counter[str] = Counter()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._routing: dict[tuple[str, str, str, str], list[Job]] = {}
+
+    # what fits into memory
+
+    def keep(self, message: Message) -> bool:
+        """Take room for a message that is about to be committed; False: it has to come by way of the database."""
+        recipients = message.recipients
+        limits = self._config.delivery
+        if (
+            self._stopping
+            or self._held + len(recipients) > limits.memory_messages * KEEP_SHARE
+            or self._bytes + message.size > limits.memory_bytes * KEEP_SHARE
+            or recipients[0].due_at > message.accepted_at
+            or any(self._crowded(recipient.queue) for recipient in recipients)
+        ):
+            return False
+        self._take(message)
+        return True
+
+    def _crowded(self, queue: str) -> bool:
+        return self._of_queue[queue] >= self._config.delivery.memory_messages * QUEUE_SHARE
+
+    def _take(self, message: Message) -> None:
+        message.in_hand = len(message.recipients)
+        self._held += message.in_hand
+        self._bytes += message.size
+        for recipient in message.recipients:
+            self._of_queue[recipient.queue] += 1
+
+    def drop(self, message: Message) -> None:
+        """Give back the room of a message that was not committed after all."""
+        self.release(message.recipients)
+
+    def release(self, recipients: Sequence[Recipient]) -> None:
+        """These are settled."""
+        for recipient in recipients:
+            message = recipient.message
+            self._held -= 1
+            message.in_hand -= 1
+            if not message.in_hand:
+                self._bytes -= message.size
+            queue = recipient.queue
+            self._of_queue[queue] -= 1
+            if not self._of_queue[queue]:
+                del self._of_queue[queue]
+        if self._held < self._config.delivery.memory_messages * QUEUE_SHARE:
+            self._wake.set()
+
+    # mail in hand
+
+    def offer(self, messages: Sequence[Message]) -> None:
+        """Send these, which this worker owns, as soon as may be."""
+        for message in messages:
+            recipients = message.recipients
+            if len(recipients) == 1:
+                self._direct(message, recipients)
+                continue
+            by_domain: dict[str, list[Recipient]] = {}
+            for recipient in recipients:
+                by_domain.setdefault(recipient.domain, []).append(recipient)
+            for group in by_domain.values():
+                self._direct(message, group)
+
+    def _direct(self, message: Message, recipients: list[Recipient]) -> None:
+        """Find the way of recipients in one domain; without waiting when it is known."""
+        sender_domain = message.sender.rpartition("@")[2]
+        domain = recipients[0].domain
+        route = self._router.cached(domain, sender=sender_domain, stream=message.stream, pool=message.pool)
+        if route is not None:
+            self._put(route, Job(message, recipients))
+            return
+        waiting = self._routing.setdefault((domain, sender_domain, message.stream, message.pool), [])
+        waiting.append(Job(message, recipients))
+        if len(waiting) == 1:
+            self._start(self._route(domain, sender_domain, message.stream, message.pool), f"route {domain}")
+
+    async def _route(self, domain: str, sender: str, stream: str, pool: str) -> None:
+        route = await self._router.route(domain, sender=sender, stream=stream, pool=pool)
+        for job in self._routing.pop((domain, sender, stream, pool)):
+            self._put(route, job)
+
+    def _put(self, route: Route | NoRoute, job: Job) -> None:
+        if isinstance(route, NoRoute):
+            self._start(self._attempts.refuse(job, route.verdict, Where(), "route"), "refuse")
+            return
+        destination = self._destination(route)
+        if destination.blocked_until is not None:
+            if destination.blocked_until > self._clock():
+                self._put_back([job], destination.blocked_until, destination.reason)
+                return
+            destination.blocked_until = None
+        most = self._config.delivery.recipients_per_transaction
+        last = destination.jobs[-1] if destination.jobs else None
+        if last is not None and last.message is job.message and len(last.recipients) + len(job.recipients) <= most:
+            last.recipients += job.recipients  # another domain of the same site
+            return
+        for start in range(0, len(job.recipients), most):
+            destination.jobs.append(Job(job.message, job.recipients[start : start + most]))
+        self._pump(destination)
+
+    def _destination(self, route: Route) -> Destination:
+        key = (route.site, route.tls, route.auth is not None)
+        destination = self._destinations.get(key)
+        if destination is None:
+            destination = self._destinations[key] = Destination(route, self._limit)
+        destination.route = route
+        return destination
+
+    def _pump(self, destination: Destination) -> None:
+        """Wake idle sessions for the waiting jobs, and open further ones."""
+        if self._stopping:
+            return
+        wanted = len(destination.jobs)
+        while wanted and destination.idle:
+            waiter = destination.idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                wanted -= 1
+        if destination.limited_until is not None and destination.limited_until <= self._clock():
+            destination.limit += 1
+            still = destination.limit < self._limit
+            destination.limited_until = self._clock() + LIMITED_FOR if still else None
+        while wanted > destination.opening and destination.sessions < destination.limit:
+            destination.sessions += 1
+            destination.opening += 1
+            self._start(self._serve(destination), f"session {destination.route.site}")
+
+    def _start(self, work: Coroutine[object, object, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._guarded(work), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[object, object, None]) -> None:
+        try:
+            await work
+        except Exception:  # one bad message must not stop the others; its lease ends with this worker
+            log.exception("dispatch.crashed")
+
+    # sessions
+
+    async def _serve(self, destination: Destination) -> None:
+        """The life of one session: open, send what is waiting, wait a little for more, quit."""
+        session: Session | None = None
+        opening = 1
+        try:
+            while not self._stopping and destination.jobs:
+                failure: SessionError | None = None
+                try:
+                    session = await self._open(destination.route)
+                except SessionError as error:
+                    failure = error
+                finally:
+                    destination.opening -= opening
+                    opening = 0
+                if failure is not None:
+                    await self._unreachable(destination, failure)
+                    return
+                assert session is not None
+                metrics.sessions("out", 1)
+                try:
+                    await self._use(destination, session)
+                finally:
+                    metrics.sessions("out", -1)
+                    session.close()
+        finally:
+            destination.opening -= opening
+            destination.sessions -= 1
+            if destination.jobs and not self._stopping and destination.blocked_until is None:
+                self._pump(destination)
+            self._forget(destination)
+
+    async def _use(self, destination: Destination, session: Session) -> None:
+        where = Where(destination.route.site, session.host.name, session.host.address, "", session.tls)
+        most = self._config.delivery.messages_per_connection
+        while session.alive and session.sent < most and (job := await self._next(destination)) is not None:
+            if self._silent_for() > FENCE:
+                self._put_back([job], self._clock(), "this worker lost sight of the database")
+                continue
+            done = False
+            try:
+                done = await self._attempts.run(session, job, where)
+            except Exception:
+                log.exception("attempt.crashed", message=job.message.id)
+                self._put_back([job], self._clock() + timedelta(minutes=5), "internal error; see the log")
+                done = True
+            finally:
+                if not done:
+                    destination.jobs.appendleft(job)
+            if done:
+                destination.failures = 0
+
+    async def _next(self, destination: Destination) -> Job | None:
+        """The next job; None when there was none for a while, or at the end."""
+        if not destination.jobs and not self._stopping:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            destination.idle.append(waiter)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._config.delivery.idle):
+                    await waiter
+            if waiter in destination.idle:
+                destination.idle.remove(waiter)
+        return destination.jobs.popleft() if destination.jobs and not self._stopping else None
+
+    async def _open(self, route: Route) -> Session:
+        """A session with the first host that takes us; else the last host's SessionError."""
+        failure: SessionError | None = None
+        for host in route.hosts[: self._config.delivery.max_hosts]:
+            try:
+                return await Session.open(
+                    host, ehlo=self._config.hostname, tls=route.tls, auth=route.auth, timeouts=self._timeouts
+                )
+            except SessionError as error:
+                log.info("session.failed", host=host.name, ip=host.address, stage=error.stage, reply=str(error.verdict))
+                failure = error
+                if not error.verdict.retry_other_host:
+                    break
+        assert failure is not None, "a route has hosts"
+        raise failure
+
+    async def _unreachable(self, destination: Destination, error: SessionError) -> None:
+        """No host took us. With other sessions at work that means "no more connections"; else the site is away."""
+        others = destination.sessions - destination.opening - 1
+        if others > 0:
+            destination.limit = others
+            destination.limited_until = self._clock() + LIMITED_FOR
+            return
+        if destination.blocked_until is not None:  # by a session that failed at the same time
+            return
+        destination.failures += 1
+        job = destination.jobs.popleft() if destination.jobs else None
+        if job is not None:
+            host: Host = error.host
+            where = Where(destination.route.site, host.name, host.address)
+            await self._attempts.refuse(job, error.verdict, where, error.stage)
+        seconds = min(BLOCK_FIRST * 2 ** (destination.failures - 1), BLOCK_MOST)
+        await self._block(destination, self._clock() + timedelta(seconds=seconds), error.verdict)
+
+    async def _block(self, destination: Destination, until: datetime, verdict: Verdict) -> None:
+        destination.blocked_until = until
+        destination.reason = f"{destination.route.site} cannot be reached: {verdict}"
+        jobs = list(destination.jobs)
+        destination.jobs.clear()
+        log.info(
+            "site.blocked", site=destination.route.site, until=until.isoformat(), reply=str(verdict), jobs=len(jobs)
+        )
+        queues = {recipient.queue for job in jobs for recipient in job.recipients}
+        self._put_back(jobs, until, destination.reason)
+        if queues:
+            with suppress(*LOST):
+                await self._store.block(sorted(queues), until=until, reason=destination.reason)
+
+    def _put_back(self, jobs: Sequence[Job], due_at: datetime, reason: str) -> None:
+        """Return recipients to the database, untried; one that expires before is due at its expiry."""
+        self._settler.add(
+            [
+                Settled(recipient, None, min(due_at, recipient.expires_at), reason)
+                for job in jobs
+                for recipient in job.recipients
+            ]
+        )
+
+    def _forget(self, destination: Destination) -> None:
+        """Ten thousand destinations that were used once must not stay in memory."""
+        if destination.sessions or destination.jobs or destination.blocked_until is not None:
+            return
+        key = (destination.route.site, destination.route.tls, destination.route.auth is not None)
+        if self._destinations.get(key) is destination:
+            del self._destinations[key]
+
+    # claims
+
+    async def run(self) -> None:
+        """Claim what is due until `stop()`."""
+        while not self._stopping:
+            self._wake.clear()
+            claimed = 0
+            try:
+                claimed = await self._claim()
+            except LOST as error:
+                log.warning("claim.interrupted", error=str(error))
+            except Exception:
+                log.exception("claim.failed")
+            if claimed:
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL):
+                    await self._wake.wait()
+
+    def wake(self) -> None:
+        """There may be due mail in the database."""
+        self._wake.set()
+
+    async def _claim(self) -> int:
+        limits = self._config.delivery
+        room = min(limits.memory_messages - self._held, CLAIM_AT_ONCE)
+        bytes_ = limits.memory_bytes - self._bytes
+        if room < limits.memory_messages * (1 - KEEP_SHARE) / 2 or bytes_ <= 0 or self._silent_for() > FENCE:
+            return 0
+        now = self._clock()
+        most = int(limits.memory_messages * QUEUE_SHARE)
+        busy = [queue for queue, count in self._of_queue.items() if count >= most]
+        names = await self._store.due_queues(now=now, busy=busy, limit=QUEUES_AT_ONCE)
+        if not names:
+            return 0
+        share = max(1, room // len(names))
+        wanted = {name: min(share, most - self._of_queue[name]) for name in names[:room]}
+        messages = await self._store.claim(wanted, now=now, worker=self._worker, bytes_=bytes_)
+        self._accept_claims(messages)
+        return len(messages)
+
+    def _accept_claims(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self._take(message)
+        self.offer(messages)
+
+    async def expire(self) -> None:
+        """Bounce what is past its expiry, in whatever state it waits."""
+        now = self._clock()
+        while messages := await self._store.claim_expired(now=now, worker=self._worker, limit=CLAIM_AT_ONCE):
+            for message in messages:
+                self._take(message)
+                await self._attempts.give_up_expired(Job(message, list(message.recipients)))
+            await self._settler.drained()
+
+    def forget_unblocked(self) -> None:
+        """Drop destinations whose block has ended and that nobody has used since."""
+        now = self._clock()
+        for destination in list(self._destinations.values()):
+            if destination.blocked_until is not None and destination.blocked_until <= now:
+                destination.blocked_until = None
+                self._forget(destination)
+
+    # steering
+
+    def recall(self, selection: Selection) -> int:
+        """Put back what is in hand, fits the selection and is not being sent; returns how many."""
+        count = 0
+        for destination in self._destinations.values():
+            kept: deque[Job] = deque()
+            for job in destination.jobs:
+                chosen = [recipient for recipient in job.recipients if selection.matches(recipient)]
+                count += len(chosen)
+                self._settler.add([Settled(recipient, None, recipient.due_at, "") for recipient in chosen])
+                job.recipients = [recipient for recipient in job.recipients if recipient not in chosen]
+                if job.recipients:
+                    kept.append(job)
+            destination.jobs = kept
+        return count
+
+    async def stop(self) -> None:
+        """Start nothing more, let the attempts under way end, put everything else back."""
+        self._stopping = True
+        self._wake.set()
+        for destination in self._destinations.values():
+            for waiter in destination.idle:
+                if not waiter.done():
+                    waiter.set_result(None)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        now = self._clock()
+        for destination in self._destinations.values():
+            self._put_back(list(destination.jobs), now, "")
+            destination.jobs.clear()
+        for jobs in self._routing.values():
+            self._put_back(jobs, now, "")
+        await self._settler.drained()

@@ -1,0 +1,296 @@
+"""DNS lookups: over our own list of name servers, answers as values, a bounded cache that honours TTLs.
+
+The four kinds of "no" stay apart, because they mean different things to mail: `NoData` (the name exists, not this
+type), `NoDomain` (NXDOMAIN), and `Failed` with `dns_servfail` or `dns_timeout` (nobody knows; ask again later).
+"""
+
+import asyncio
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from socket import SOCK_DGRAM
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import dns.asyncbackend
+import dns.asyncquery
+import dns.exception
+import dns.inet
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdatatype
+import dns.resolver
+import dns.rrset
+import structlog
+
+from mailerd import config
+
+log = structlog.get_logger()
+
+MAX_RECORDS = 50  # kept of one answer; an MX answer keeps the most preferred
+MAX_CNAMES = 8  # questions asked to follow one chain
+MAX_NEGATIVE_TTL = 900.0  # seconds that a "no" is believed, whatever the SOA says (RFC 2308 section 5)
+FAILED_TTL = 5.0  # seconds
+FIRST_ROUND = 1 / 3  # of the time: one try at each name server; the second round has the rest
+MAX_QUERIES = 256  # under way at once: each holds a socket
+EDNS_PAYLOAD = 1232  # bytes: not fragmented on any path
+
+Record = TypeVar("Record")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Mx:
+    """One mail exchanger; `name` is lower-case without the final dot, "" for the root of a null MX (RFC 7505)."""
+
+    preference: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[Record]):
+    """Records, never none. `expires` is a time of the resolver's clock, as in the other answers."""
+
+    records: tuple[Record, ...]
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoData:
+    """The name exists and has no record of this type."""
+
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoDomain:
+    """The name does not exist (NXDOMAIN), or could not: an empty or overlong label."""
+
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No answer to rely on. `kind` is `dns_servfail` or `dns_timeout`, `text` says who failed how."""
+
+    kind: str
+    text: str
+    expires: float
+
+
+Answer: TypeAlias = Found[Record] | NoData | NoDomain | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class NameServer:
+    address: str
+    port: int = 53
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+def parse_nameserver(text: str) -> NameServer:
+    """`9.9.9.9`, `127.0.0.1:5353`, `2620:fe::fe` or `[::1]:5353`. Raises ValueError with a text for people."""
+    host, port = text, "53"
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket:
+            host = text
+        port = rest.removeprefix(":") if rest else "53"
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    try:
+        address = str(ipaddress.ip_address(host))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a name server: an IP address, or ADDRESS:PORT, is allowed") from None
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+        raise ValueError(f"{text!r} is not a name server: the port must be a number from 1 to 65535")
+    return NameServer(address, int(port))
+
+
+def system_nameservers() -> tuple[NameServer, ...]:
+    """Those of /etc/resolv.conf; without one, a name server of this machine."""
+    try:
+        found = dns.resolver.Resolver(configure=True)
+    except dns.resolver.NoResolverConfiguration:
+        return (NameServer("127.0.0.1"),)
+    return tuple(NameServer(server, found.port) for server in found.nameservers if isinstance(server, str))
+
+
+class SingleFlight(Generic[Key, Value]):
+    """Callers that want the same thing at once share the work; one that gives up does not take it from the others."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[Key, asyncio.Task[Value]] = {}
+
+    async def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
+        task = self._tasks.get(key)
+        if task is None:
+            task = asyncio.create_task(work(), name=f"lookup {key}")
+            self._tasks[key] = task
+            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Cancel what is under way and wait until it is gone."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Resolver:
+    """A stub resolver with a cache. Lookups never raise for what DNS does; identical ones under way share one query.
+
+    `clock` is a monotonic clock in seconds, used for the ages of answers alone.
+    """
+
+    def __init__(self, settings: config.Resolver, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.nameservers = tuple(map(parse_nameserver, settings.nameservers)) or system_nameservers()
+        self._settings = settings
+        self._cache: OrderedDict[tuple[str, str], Answer[Any]] = OrderedDict()
+        self._flights: SingleFlight[tuple[str, str], Answer[Any]] = SingleFlight()
+        self._room = asyncio.Semaphore(MAX_QUERIES)
+
+    async def mx(self, name: str) -> Answer[Mx]:
+        """The mail exchangers, most preferred first, names of one preference in alphabetical order."""
+        return await self.lookup(name, "MX")
+
+    async def a(self, name: str) -> Answer[str]:
+        return await self.lookup(name, "A")
+
+    async def aaaa(self, name: str) -> Answer[str]:
+        return await self.lookup(name, "AAAA")
+
+    async def txt(self, name: str) -> Answer[str]:
+        """The texts, each with its strings joined (RFC 7208 section 3.3), bytes beyond ASCII escaped."""
+        return await self.lookup(name, "TXT")
+
+    async def lookup(self, name: str, rdtype: str) -> Answer[Any]:
+        """The answer for `name` (A-labels or U-labels, any case, with or without final dot), following CNAMEs."""
+        key = (name.lower().rstrip("."), rdtype)
+        known = self._cache.get(key)
+        if known is not None and known.expires > self.clock():
+            self._cache.move_to_end(key)
+            return known
+        return await self._flights.run(key, lambda: self._fetch(key))
+
+    async def close(self) -> None:
+        await self._flights.close()
+
+    async def _fetch(self, key: tuple[str, str]) -> Answer[Any]:
+        async with self._room:
+            answer = await self._resolve(*key)
+        self._cache[key] = answer
+        self._cache.move_to_end(key)
+        while len(self._cache) > self._settings.cache:
+            self._cache.popitem(last=False)
+        return answer
+
+    async def _resolve(self, text: str, rdtype: str) -> Answer[Any]:
+        """Ask, and ask again where a name server hands out a CNAME chain without its end."""
+        try:
+            name = dns.name.from_text(text, idna_codec=dns.name.IDNA_2008_UTS_46)
+        except (dns.exception.DNSException, UnicodeError):
+            return NoDomain(self._believed(MAX_NEGATIVE_TTL, negative=True))
+        deadline = asyncio.get_running_loop().time() + self._settings.timeout
+        asked: set[dns.name.Name] = set()
+        ttl = float("inf")
+        while name not in asked and len(asked) < MAX_CNAMES:
+            asked.add(name)
+            message = await self._ask(name, rdtype, deadline)
+            if isinstance(message, Failed):
+                return message
+            try:
+                chain = message.resolve_chaining()
+            except dns.exception.DNSException as error:  # a loop, or records that contradict the code
+                return self._failed("dns_servfail", f"{name}: {type(error).__name__}")
+            ttl = min(ttl, chain.minimum_ttl)
+            if chain.answer is not None:
+                return Found(_records(chain.answer), self._believed(ttl))
+            if message.rcode() == dns.rcode.NXDOMAIN:
+                return NoDomain(self._believed(ttl, negative=True))
+            if not chain.cnames or message.authority:  # an authority section with an SOA says: here it ends
+                return NoData(self._believed(ttl, negative=True))
+            name = chain.canonical_name
+        return self._failed("dns_servfail", f"{name}: CNAMEs in a loop, or more than {MAX_CNAMES}")
+
+    async def _ask(self, name: dns.name.Name, rdtype: str, deadline: float) -> dns.message.QueryMessage | Failed:
+        """The first usable message of the name servers, in their order, in two rounds within the time.
+
+        A server that refused or failed is not asked again in the second round, one that kept silent is.
+        """
+        loop = asyncio.get_running_loop()
+        servers = list(self.nameservers)
+        started = loop.time()
+        failure = self._failed("dns_timeout", f"{name}: no time left")
+        for share in (FIRST_ROUND, 1.0):
+            round_end = started + (deadline - started) * share
+            silent: list[NameServer] = []
+            for n, server in enumerate(servers):
+                patience = (round_end - loop.time()) / (len(servers) - n)
+                if patience <= 0:
+                    break
+                answer = await self._exchange(server, name, rdtype, patience)
+                if not isinstance(answer, Failed):
+                    return answer
+                failure = answer
+                if answer.kind == "dns_timeout":
+                    silent.append(server)
+            servers = silent
+        log.info("dns.failed", name=str(name), type=rdtype, reason=failure.text)
+        return failure
+
+    async def _exchange(
+        self, server: NameServer, name: dns.name.Name, rdtype: str, patience: float
+    ) -> dns.message.QueryMessage | Failed:
+        """One question to one server: UDP, then TCP when the answer was cut. Answers that do not fit are ignored."""
+        query = dns.message.make_query(name, rdtype, use_edns=0, payload=EDNS_PAYLOAD)
+        backend = dns.asyncbackend.get_backend("asyncio")
+        family = dns.inet.af_for_address(server.address)
+        try:
+            async with asyncio.timeout(patience):
+                # Connected, so that the kernel drops what others send and tells of a port where nobody listens.
+                peer = (server.address, server.port)
+                async with await backend.make_socket(family, SOCK_DGRAM, 0, None, peer) as socket:  # type: ignore[no-untyped-call]
+                    message, _ = await dns.asyncquery.udp_with_fallback(
+                        query, server.address, port=server.port, udp_sock=socket, ignore_errors=True, backend=backend
+                    )
+        except TimeoutError:
+            return self._failed("dns_timeout", f"{name}: no answer from {server}")
+        except (OSError, EOFError) as error:
+            return self._failed("dns_timeout", f"{name}: {server}: {error}")
+        except dns.exception.DNSException as error:
+            return self._failed("dns_servfail", f"{name}: {server}: {type(error).__name__}")
+        if not isinstance(message, dns.message.QueryMessage):
+            return self._failed("dns_servfail", f"{name}: {server} answered something else than a query")
+        if message.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+            return self._failed("dns_servfail", f"{name}: {server} answered {dns.rcode.to_text(message.rcode())}")
+        return message
+
+    def _failed(self, kind: str, text: str) -> Failed:
+        return Failed(kind, text, self.clock() + FAILED_TTL)
+
+    def _believed(self, ttl: float, *, negative: bool = False) -> float:
+        """Until when an answer with this TTL is kept."""
+        if negative:
+            ttl = min(ttl, MAX_NEGATIVE_TTL)
+        return self.clock() + min(max(ttl, self._settings.min_ttl), self._settings.max_ttl)
+
+
+def _records(rrset: dns.rrset.RRset) -> tuple[Mx, ...] | tuple[str, ...]:
+    if rrset.rdtype == dns.rdatatype.MX:
+        found = sorted((mx.preference, _host_name(mx.exchange)) for mx in rrset)
+        return tuple(Mx(preference, name) for preference, name in found[:MAX_RECORDS])
+    if rrset.rdtype == dns.rdatatype.TXT:
+        return tuple(b"".join(txt.strings).decode("ascii", "backslashreplace") for txt in rrset)[:MAX_RECORDS]
+    return tuple(record.to_text() for record in rrset)[:MAX_RECORDS]
+
+
+def _host_name(name: dns.name.Name) -> str:
+    return "" if name == dns.name.root else name.to_text(omit_final_dot=True).lower()

@@ -1,0 +1,454 @@
+"""Where mail for a domain goes: the configured routes, else its mail exchangers (RFC 5321 section 5.1).
+
+Every answer, also a "no", is kept as long as the DNS answers behind it live, so that the next message of the domain is
+routed without waiting.
+"""
+
+import asyncio
+import hashlib
+import ipaddress
+import itertools
+import random
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from mailerd.config import Config, Endpoint, RouteAuth, RouteRule
+from mailerd.delivery.resolver import Answer, Failed, Found, Mx, NoData, NoDomain, Resolver, SingleFlight
+from mailerd.delivery.verdict import Blame, Kind, Verdict, local_verdict, network_verdict
+from mailerd.wire.address import domain_to_ascii
+
+MAX_PLANS = 10_000  # kept: each is some KB
+MAX_CHOICES = 24  # orders kept of one plan; divisible by 2, 3, 4, 6, 8, so that no host is preferred
+MAX_SITE = 200  # characters
+FOREVER = float("inf")
+DIRECT = RouteRule()
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One address to connect to. `name` is what its certificate should say, the address itself when it has no name."""
+
+    name: str
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The hosts of one destination in the order to try, and how to speak to them.
+
+    `site` names the destination: equal for all domains with the same set of hosts. Connections may be shared within a
+    site only where `tls` and `auth` are equal too.
+    """
+
+    site: str
+    hosts: tuple[Host, ...]
+    tls: str
+    auth: RouteAuth | None
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoute:
+    verdict: Verdict
+
+
+class Router:
+    """Routes domains (lower-case A-labels, or address literals in brackets).
+
+    `own` are the endpoints that we listen on: mail must not be sent to ourselves. `rng` orders hosts among equals.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        resolver: Resolver,
+        *,
+        own: Iterable[Endpoint] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._config = config
+        self._resolver = resolver
+        self._clock = resolver.clock
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._own = _own_endpoints([listener.bind for listener in config.listeners] if own is None else own)
+        self._rules = tuple(_Rule.of(rule) for rule in config.routes)
+        self._rule_of: dict[tuple[str, str, str, str], int] = {}
+        self._plans: dict[tuple[str, int], _Plan] = {}
+        self._flights: SingleFlight[tuple[str, int], _Plan] = SingleFlight()
+
+    async def route(self, domain: str, *, sender: str, stream: str, pool: str) -> Route | NoRoute:
+        """Where mail for `domain` goes, or the verdict that it cannot go anywhere (for now, or at all)."""
+        key = self._key(domain, sender, stream, pool)
+        plan = self._plans.get(key)
+        if plan is None or plan.expires <= self._clock():
+            plan = await self._flights.run(key, lambda: self._renew(key))
+        return plan.pick()
+
+    def cached(self, domain: str, *, sender: str, stream: str, pool: str) -> Route | NoRoute | None:
+        """The same from memory, at once; None when DNS has to be asked."""
+        plan = self._plans.get(self._key(domain, sender, stream, pool))
+        return None if plan is None or plan.expires <= self._clock() else plan.pick()
+
+    async def close(self) -> None:
+        await self._flights.close()
+
+    def _key(self, domain: str, sender: str, stream: str, pool: str) -> tuple[str, int]:
+        """What the route depends on: a rule with fixed hosts serves all its domains with one plan."""
+        if not self._rules:
+            return (domain, -1)
+        facts = (domain, sender.rpartition("@")[2].lower(), stream, pool)
+        n = self._rule_of.get(facts)
+        if n is None:
+            n = next((n for n, rule in enumerate(self._rules) if rule.matches(*facts)), -1)
+            if len(self._rule_of) >= MAX_PLANS:
+                self._rule_of.clear()
+            self._rule_of[facts] = n
+        return ("", n) if n >= 0 and self._rules[n].rule.hosts else (domain, n)
+
+    async def _renew(self, key: tuple[str, int]) -> "_Plan":
+        domain, n = key
+        rule = self._rules[n].rule if n >= 0 else DIRECT
+        plan = await (self._fixed(rule) if rule.hosts else self._direct(domain, rule))
+        self._plans.pop(key, None)
+        if len(self._plans) >= MAX_PLANS:
+            del self._plans[next(iter(self._plans))]  # the one renewed longest ago
+        self._plans[key] = plan
+        return plan
+
+    async def _fixed(self, rule: RouteRule) -> "_Plan":
+        """The hosts of a route, in the order written; what is wrong with them is our configuration, so mail waits."""
+        site = ",".join(_endpoint_name(endpoint) for endpoint in rule.hosts)
+        if rule.auth is not None:
+            site = f"{rule.auth.username}@{site}"
+        sites = [await self._addresses(Mx(n, host.host), port=host.port) for n, host in enumerate(rule.hosts)]
+        expires = min(exchanger.expires for exchanger in sites)
+        if any(exchanger.own for exchanger in sites):
+            return self._refusal(_loop(site), expires)
+        usable = [exchanger for exchanger in sites if exchanger.addresses]
+        if usable:
+            return self._plan(Route(site, (), rule.tls, rule.auth), usable, expires)
+        failed = next((exchanger.failed for exchanger in sites if exchanger.failed), None)
+        if failed is not None:
+            return self._refusal(network_verdict(failed.kind, f"route to {site}: {failed.text}"), expires)
+        text = f"no host of the route to {site} has an address"
+        return self._refusal(local_verdict(Kind.ROUTING, 451, "4.4.4", text, blame=Blame.SOURCE), expires)
+
+    async def _direct(self, domain: str, rule: RouteRule) -> "_Plan":
+        if domain.startswith("["):
+            return await self._literal(domain, rule)
+        answer = await self._resolver.mx(domain)
+        match answer:
+            case NoDomain():
+                verdict = local_verdict(Kind.BAD_DOMAIN, 550, "5.1.2", f"domain {domain} does not exist")
+                return self._refusal(verdict, answer.expires)
+            case Failed():
+                verdict = network_verdict(answer.kind, f"MX lookup of {domain} failed: {answer.text}")
+                return self._refusal(verdict, answer.expires)
+            case NoData():
+                records: Sequence[Mx] = (Mx(0, domain),)  # the implicit MX
+            case Found():
+                records = [mx for mx in answer.records if mx.name]
+                if not records:
+                    text = f"domain {domain} does not accept mail (null MX)"
+                    return self._refusal(local_verdict(Kind.BAD_DOMAIN, 556, "5.1.10", text), answer.expires)
+        exchangers = await self._exchangers(records)
+        expires = min([answer.expires, *(exchanger.expires for exchanger in exchangers)])
+        best_own = min((exchanger.preference for exchanger in exchangers if exchanger.own), default=1 << 16)
+        kept = [exchanger for exchanger in exchangers if exchanger.preference < best_own]
+        usable = [exchanger for exchanger in kept if exchanger.addresses]
+        if usable:
+            site = site_name(mx.name for mx in records)
+            return self._plan(Route(site, (), rule.tls, rule.auth), usable, expires)
+        return self._refusal(_no_address(domain, kept, implicit=isinstance(answer, NoData)), expires)
+
+    async def _literal(self, domain: str, rule: RouteRule) -> "_Plan":
+        try:
+            address = str(ipaddress.ip_address(domain[1:-1].removeprefix("ipv6:").removeprefix("IPv6:")))
+        except ValueError:
+            verdict = local_verdict(Kind.BAD_DOMAIN, 553, "5.1.3", f"{domain} is not an address literal")
+            return self._refusal(verdict, FOREVER)
+        exchanger = await self._exchanger(Mx(0, address))
+        if exchanger.addresses:
+            return self._plan(Route(domain, (), rule.tls, rule.auth), [exchanger], FOREVER)
+        return self._refusal(_no_address(domain, [] if exchanger.own else [exchanger], implicit=False), FOREVER)
+
+    async def _exchangers(self, records: Sequence[Mx]) -> list["_Exchanger"]:
+        """The best hosts with their addresses; asks for more only while there are too few addresses to try."""
+        wanted = self._config.delivery.max_hosts
+        waiting = sorted(records, key=lambda mx: (mx.preference, self._rng.random()))
+        known: list[_Exchanger] = []
+        while waiting and sum(len(exchanger.addresses) for exchanger in known) < wanted:
+            batch, waiting = waiting[:wanted], waiting[wanted:]
+            known += await asyncio.gather(*(self._exchanger(mx) for mx in batch))
+        return known
+
+    async def _exchanger(self, mx: Mx) -> "_Exchanger":
+        """A host with the addresses that somebody else's DNS may send us to: none of private networks."""
+        if mx.name == self._config.hostname.lower():
+            return _Exchanger(mx.preference, mx.name, self._config.delivery.port, own=True)
+        found = await self._addresses(mx, port=self._config.delivery.port)
+        if not self._config.delivery.allow_private:
+            found.skipped = [address for address in found.addresses if is_private(address)]
+            found.addresses = [address for address in found.addresses if address not in found.skipped]
+        return found
+
+    async def _addresses(self, mx: Mx, *, port: int) -> "_Exchanger":
+        """A host with all its addresses, whatever they are; an address in the place of a name is taken as one."""
+        found = _Exchanger(mx.preference, mx.name, port)
+        if (fixed := _without_dns(mx.name)) is not None:
+            found.addresses = fixed
+        else:
+            for answer in await asyncio.gather(self._resolver.a(mx.name), self._resolver.aaaa(mx.name)):
+                found.note(answer)
+        found.own = any(self._own(address, port) for address in found.addresses)
+        return found
+
+    def _plan(self, route: Route, exchangers: Sequence["_Exchanger"], expires: float) -> "_Plan":
+        groups = [
+            [exchanger.hosts() for exchanger in group]
+            for _, group in itertools.groupby(exchangers, key=lambda exchanger: exchanger.preference)
+        ]
+        return _Plan(expires, route, groups, self._config.delivery.max_hosts, self._rng)
+
+    def _refusal(self, verdict: Verdict, expires: float) -> "_Plan":
+        return _Plan(expires, NoRoute(verdict), [], 0, self._rng)
+
+
+@dataclass(slots=True)
+class _Exchanger:
+    """What is known of one mail exchanger, or of one host of a fixed route."""
+
+    preference: int
+    name: str
+    port: int
+    addresses: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # private ones
+    failed: Failed | None = None
+    own: bool = False
+    expires: float = FOREVER
+
+    def note(self, answer: Answer[str]) -> None:
+        self.expires = min(self.expires, answer.expires)
+        if isinstance(answer, Found):
+            self.addresses += answer.records
+        elif isinstance(answer, Failed):
+            self.failed = answer
+
+    def hosts(self) -> "_Families":
+        hosts = [Host(self.name, address, self.port) for address in self.addresses]
+        return [host for host in hosts if ":" not in host.address], [host for host in hosts if ":" in host.address]
+
+
+_Families = tuple[list[Host], list[Host]]  # one exchanger: its IPv4 and its IPv6 addresses
+
+
+class _Plan:
+    """One routing decision until `expires`, and the orders in which its hosts may be tried.
+
+    Orders are made as they are asked for, up to `MAX_CHOICES`, then reused at random: a popular site costs a list
+    access, a domain that is mailed once keeps one order. They are made so that each equal comes first equally often.
+    """
+
+    __slots__ = ("_choices", "_groups", "_limit", "_offset", "_rng", "_route", "_wanted", "expires")
+
+    def __init__(
+        self,
+        expires: float,
+        route: Route | NoRoute,
+        groups: list[list[_Families]],
+        limit: int,
+        rng: random.Random,
+    ) -> None:
+        self.expires = expires
+        self._route = route
+        self._groups = groups
+        self._limit = limit
+        self._rng = rng
+        self._offset = int(rng.random() * MAX_CHOICES)
+        equals = any(len(group) > 1 or any(len(f) > 1 for host in group for f in host) for group in groups)
+        self._wanted = MAX_CHOICES if equals else 1
+        self._choices: list[Route | NoRoute] = []
+
+    def pick(self) -> Route | NoRoute:
+        made = len(self._choices)
+        if made == self._wanted:
+            return self._choices[int(self._rng.random() * made)] if made > 1 else self._choices[0]
+        choice = self._route
+        if isinstance(choice, Route):
+            choice = Route(choice.site, self._order(made + self._offset), choice.tls, choice.auth)
+        self._choices.append(choice)
+        return choice
+
+    def _order(self, turn: int) -> tuple[Host, ...]:
+        hosts = [
+            _interleaved(*(self._turned(family, turn // len(group)) for family in host))
+            for group in self._groups
+            for host in self._turned(group, turn)
+        ]
+        return tuple(_fair_share(hosts, self._limit))
+
+    def _turned(self, items: list[Item], turn: int) -> list[Item]:
+        if len(items) < 2:
+            return items
+        first = turn % len(items)
+        rest = items[:first] + items[first + 1 :]
+        self._rng.shuffle(rest)
+        return [items[first], *rest]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A route of the configuration with its patterns made ready."""
+
+    rule: RouteRule
+    domain: str
+    sender: str
+
+    @classmethod
+    def of(cls, rule: RouteRule) -> "_Rule":
+        return cls(rule, _pattern(rule.match.domain), _pattern(rule.match.sender))
+
+    def matches(self, domain: str, sender: str, stream: str, pool: str) -> bool:
+        match = self.rule.match
+        return (
+            match.stream in (None, stream)
+            and match.pool in (None, pool)
+            and _fits(domain, self.domain)
+            and _fits(sender, self.sender)
+        )
+
+
+def is_private(address: str) -> bool:
+    """Whether an address is not of the public Internet: private, loopback, link-local, unspecified, multicast …"""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return ip.is_multicast or not ip.is_global
+
+
+def site_name(names: Iterable[str]) -> str:
+    """One readable name for a set of hosts, the same in whatever order they come.
+
+    `(alt1|alt2)?.gmail-smtp-in.l.google.com` stands for the host without and the hosts with these labels in front;
+    names with less than two labels in common are listed in full. A long name ends in a hash of the whole.
+    """
+    unique = sorted(set(names))
+    if len(unique) == 1:
+        return unique[0]
+    labels = [name.split(".") for name in unique]
+    common = 0
+    while all(len(parts) > common and parts[-1 - common] == labels[0][-1 - common] for parts in labels):
+        common += 1
+    if common < 2:
+        return _shortened(f"({'|'.join(unique)})")
+    heads = [".".join(parts[:-common]) for parts in labels]
+    optional = "?" if "" in heads else ""
+    return _shortened(f"({'|'.join(head for head in heads if head)}){optional}.{'.'.join(labels[0][-common:])}")
+
+
+def _shortened(name: str) -> str:
+    if len(name) <= MAX_SITE:
+        return name
+    return f"{name[: MAX_SITE - 17]}~{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+
+
+def _no_address(domain: str, kept: Sequence[_Exchanger], *, implicit: bool) -> Verdict:
+    """Why none of the hosts that are left has an address to try."""
+    if not kept:
+        return _loop(domain)
+    failed = next((exchanger.failed for exchanger in kept if exchanger.failed is not None), None)
+    if failed is not None:
+        return network_verdict(failed.kind, f"address lookup for {domain} failed: {failed.text}")
+    skipped = [address for exchanger in kept for address in exchanger.skipped]
+    if skipped:
+        text = f"the hosts of {domain} have only addresses of private networks ({', '.join(skipped[:3])})"
+        return local_verdict(Kind.BAD_DOMAIN, 550, "5.4.4", text)
+    what = (
+        f"domain {domain} has neither MX nor address records"
+        if implicit
+        else f"no mail host of {domain} has an address"
+    )
+    return local_verdict(Kind.BAD_DOMAIN, 550, "5.4.4", what)
+
+
+def _loop(destination: str) -> Verdict:
+    return local_verdict(Kind.ROUTING, 554, "5.4.6", f"mail for {destination} loops back to myself")
+
+
+def _interleaved(ipv4: Sequence[Host], ipv6: Sequence[Host]) -> list[Host]:
+    """IPv4 first: what senders are known for, and asked for (PTR, SPF), is mostly set up there; then by turns."""
+    return [host for pair in itertools.zip_longest(ipv4, ipv6) for host in pair if host is not None]
+
+
+def _fair_share(hosts: Sequence[Sequence[Host]], limit: int) -> Iterator[Host]:
+    """At most `limit` addresses in order; a host with many of them leaves room for one of every other."""
+    taken = [0] * len(hosts)
+    while limit > 0 and any(taken[n] < len(host) for n, host in enumerate(hosts)):
+        for n, host in enumerate(hosts):
+            if taken[n] < len(host) and limit > 0:
+                taken[n] += 1
+                limit -= 1
+    return itertools.chain.from_iterable(host[: taken[n]] for n, host in enumerate(hosts))
+
+
+def _own_endpoints(endpoints: Iterable[Endpoint]) -> "_Own":
+    return _Own(frozenset((endpoint.host, endpoint.port) for endpoint in endpoints))
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """Whether connecting to an address and port would be talking to ourselves."""
+
+    endpoints: frozenset[tuple[str, int]]
+
+    def __call__(self, address: str, port: int) -> bool:
+        if (address, port) in self.endpoints:
+            return True
+        wildcard = "::" if ":" in address else "0.0.0.0"  # noqa: S104 - compared, not bound
+        return any((host, port) in self.endpoints for host in (wildcard, "")) and _of_this_machine(address)
+
+
+def _of_this_machine(address: str) -> bool:
+    """Only an address of ours can be bound; nothing is sent."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return not ipaddress.ip_address(address).is_multicast
+
+
+def _without_dns(name: str) -> list[str] | None:
+    """The addresses of a name that needs no lookup: an address itself, and localhost (RFC 6761 section 6.3)."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return ["127.0.0.1", "::1"]
+    try:
+        return [str(ipaddress.ip_address(name.strip("[]")))]
+    except ValueError:
+        return None
+
+
+def _endpoint_name(endpoint: Endpoint) -> str:
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    return host if endpoint.port == 25 else f"{host}:{endpoint.port}"
+
+
+def _pattern(text: str | None) -> str:
+    """A domain pattern with its name in A-labels; "*" for any."""
+    if text is None or text == "*":
+        return "*"
+    if text.startswith("["):
+        return text.lower()
+    wild = "*." if text.startswith("*.") else ""
+    return wild + domain_to_ascii(text.removeprefix("*."))
+
+
+def _fits(domain: str, pattern: str) -> bool:
+    if pattern == "*":
+        return True
+    return domain.endswith(pattern[1:]) if pattern.startswith("*.") else domain == pattern

@@ -1,0 +1,79 @@
+"""Results go to the database in batches: what gathers while one batch is written makes up the next."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import asyncpg
+import structlog
+
+from mailerd.events import Event
+from mailerd.queue.commit import LOST
+from mailerd.queue.journal import Journal
+from mailerd.queue.mail import Message, Recipient
+from mailerd.queue.store import QueueStore, Settled
+
+log = structlog.get_logger()
+
+MAX_BATCH = 500  # results of one transaction
+RETRY_AFTER = 0.5  # seconds, while the database is away
+
+
+class Settler:
+    """Takes results and records them, in order, however long the database is away; they are bounded by what is in hand."""
+
+    def __init__(
+        self, store: QueueStore, journal: Journal, *, worker: int, settled: Callable[[Sequence[Recipient]], None]
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._worker = worker
+        self._settled = settled
+        self._results: list[Settled] = []
+        self._reports: list[tuple[Message, Event]] = []
+        self._running: asyncio.Task[None] | None = None
+
+    def add(self, results: Sequence[Settled], reports: Sequence[tuple[Message, Event]] = ()) -> None:
+        """Record these soon; reports are queued in the same transaction as the results that caused them, or before."""
+        self._results += results
+        self._reports += reports
+        if self._running is None:
+            self._running = asyncio.create_task(self._run(), name="settler")
+
+    async def drained(self) -> None:
+        """Wait until everything is recorded."""
+        while self._running is not None:
+            await asyncio.wait([self._running])
+
+    async def _run(self) -> None:
+        try:
+            while self._results or self._reports:
+                batch, self._results = self._results[:MAX_BATCH], self._results[MAX_BATCH:]
+                reports, self._reports = self._reports, []
+                await self._record(batch, reports)
+                recipients = [settled.recipient for settled in batch]
+                for recipient in recipients:
+                    self._journal.close(recipient.message.id, recipient.n)
+                self._settled(recipients)
+        finally:
+            self._running = None
+
+    async def _record(self, batch: list[Settled], reports: list[tuple[Message, Event]]) -> None:
+        while True:
+            try:
+                return await self._store.settle(
+                    batch,
+                    worker=self._worker,
+                    reports=[message for message, _ in reports],
+                    report_events=[event for _, event in reports],
+                )
+            except LOST as error:
+                log.warning("settle.interrupted", results=len(batch), error=str(error))
+            except asyncpg.UniqueViolationError:
+                # The transaction that seemed lost was committed: its reports stand, so its results do.
+                return None
+            except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
+                continue
+            except Exception:
+                # Such as a full disk. Dropping results would send mail twice, so wait for better times.
+                log.exception("settle.failed", results=len(batch))
+            await asyncio.sleep(RETRY_AFTER)

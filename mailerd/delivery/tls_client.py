@@ -1,0 +1,64 @@
+"""TLS contexts for the connections that we open: made once, shared, with session resumption."""
+
+import functools
+import ssl
+from typing import Any
+
+MAX_SESSIONS = 10_000  # remembered for resumption, of each context; about 3 KB each
+
+
+class ResumingContext(ssl.SSLContext):
+    """Offers the peer the TLS session of the last connection to the same host name (RFC 8446 2.2, RFC 5077).
+
+    asyncio and uvloop make their SSL object by `wrap_bio` and hand no session over, hence the override.
+    """
+
+    _sessions: dict[str, ssl.SSLSession]
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        if session is None and isinstance(server_hostname, str):
+            session = self._sessions.get(server_hostname)
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+    def remember(self, server_hostname: str, session: ssl.SSLSession | None) -> None:
+        """Keep `session` for the next connection. Call it after data came: TLS 1.3 sends tickets then."""
+        if session is None or not session.has_ticket:
+            return
+        self._sessions.pop(server_hostname, None)  # so that the order is by age
+        self._sessions[server_hostname] = session
+        if len(self._sessions) > MAX_SESSIONS:
+            del self._sessions[next(iter(self._sessions))]
+
+
+@functools.cache
+def client_context(verify: bool, trust: str | None = None) -> ResumingContext:
+    """The context for STARTTLS and implicit TLS, one object for each pair of arguments.
+
+    `verify`: the certificate must be valid for the host name, by the CAs of the PEM file `trust`, or the system's.
+    Without it any certificate will do (RFC 7435: some protection most of the time).
+    """
+    context = ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
+    context._sessions = {}
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif trust is not None:
+        context.load_verify_locations(cafile=trust)
+    else:
+        context.load_default_certs()
+    return context
+
+
+def describe(ssl_object: Any) -> str:
+    """`TLSv1.3 TLS_AES_256_GCM_SHA384`, or "" for a connection in clear."""
+    if ssl_object is None:
+        return ""
+    cipher = ssl_object.cipher()
+    return f"{ssl_object.version()} {cipher[0] if cipher else '?'}"

@@ -1,0 +1,1 @@
+"""In: what we accept, and the moment we become responsible for it."""

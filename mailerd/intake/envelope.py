@@ -1,0 +1,44 @@
+"""What a message is submitted with, who submitted it, and what the submitter gets back."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from mailerd.intake.credentials import Credential
+from mailerd.wire.smtp import RcptCommand
+
+
+@dataclass(slots=True)
+class Envelope:
+    """The envelope of one message. `sender` "" is the null sender; no `stream` or `pool`: those of the credential."""
+
+    sender: str
+    recipients: list[RcptCommand]
+    size: int = 0
+    smtputf8: bool = False
+    eight_bit: bool = False
+    ret: str = ""
+    envid: str = ""
+    stream: str | None = None
+    pool: str | None = None
+    not_before: datetime | None = None
+    expires_at: datetime | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a message came from. `peer` is an IP address, `tls` such as `TLSv1.3 TLS_AES_256_GCM_SHA384` or ""."""
+
+    protocol: str
+    peer: str
+    helo: str
+    tls: str
+    credential: Credential
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The message is on disk."""
+
+    message_id: int
+    recipients: list[tuple[int, str]]

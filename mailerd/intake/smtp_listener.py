@@ -1,0 +1,205 @@
+"""One listening SMTP socket of one worker: accepts, counts, watches deadlines, and stops in order."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from ipaddress import ip_address, ip_network
+
+import structlog
+
+from mailerd import config
+from mailerd.intake.authenticator import Authenticator
+from mailerd.intake.smtp_content import Memory
+from mailerd.intake.smtp_server import HANDSHAKE, LINGER, Accepts, Service, SmtpConnection
+
+log = structlog.get_logger()
+
+BUSY = b"421 4.7.0 Too many connections, try again later\r\n"
+OUT_OF_FILES = 0.1  # seconds to wait when no file can be opened: connections that end give theirs back
+MOST_BETWEEN_SWEEPS = 5.0  # seconds; a deadline is kept with this much delay, at most
+
+
+def server_context(tls: config.Tls) -> ssl.SSLContext | None:
+    """The TLS that we serve, None without a certificate. Raises OSError or ssl.SSLError for files that are no good."""
+    if tls.certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.minimum == "TLSv1.3" else ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.load_cert_chain(tls.certificate, tls.key)
+    return context
+
+
+class SmtpListener:
+    """Serves SMTP on a bound and listening socket, which other processes may be accepting from too.
+
+    Connections are accepted one at a time by whoever has nothing else to do, so that they spread over the workers.
+    `memory` is one for all listeners of a worker. The limits of connections are those of this listener in this worker.
+    """
+
+    def __init__(
+        self,
+        listener: config.Listener,
+        sock: socket.socket,
+        *,
+        limits: config.Smtp,
+        hostname: str,
+        submitter: Accepts,
+        authenticator: Authenticator,
+        memory: Memory,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._tls = tls if listener.kind == "submissions" else None
+        self._service = Service(
+            listener=listener,
+            limits=limits,
+            hostname=hostname,
+            submitter=submitter,
+            authenticator=authenticator,
+            memory=memory,
+            tls=tls,
+            trusts=_membership(listener.trusted),
+        )
+        self._connections: set[SmtpConnection] = set()
+        self._peers: Counter[str] = Counter()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._empty = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Connections open now."""
+        return len(self._connections)
+
+    def start(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._accept(), name="smtp accept"),
+            asyncio.create_task(self._sweep(), name="smtp deadlines"),
+        ]
+
+    async def stop(self, deadline: float) -> None:
+        """Accept no more; idle clients get 421 now, the others after their transaction or after `deadline` seconds.
+
+        What is being committed then gets `LINGER` seconds more: its client should hear of it.
+        """
+        accepting, sweeping = self._tasks
+        accepting.cancel()
+        await asyncio.wait([accepting])
+        self._socket.close()
+        for opening in self._opening:
+            opening.cancel()
+        for connection in list(self._connections):
+            connection.stop()
+        if not await self._emptied(deadline):
+            for connection in list(self._connections):
+                connection.abandon()
+            if not await self._emptied(LINGER):
+                for connection in list(self._connections):
+                    connection.cut()
+        sweeping.cancel()
+
+    async def _emptied(self, seconds: float) -> bool:
+        self._empty.clear()
+        if not self._connections:
+            return True
+        try:
+            await asyncio.wait_for(self._empty.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, address = await loop.sock_accept(self._socket)
+            except ConnectionError:
+                continue  # gone before we looked
+            except OSError as error:
+                log.error("smtp.accept_failed", reason=str(error))
+                await asyncio.sleep(OUT_OF_FILES)
+                continue
+            self._take(sock, _peer(address[0]))
+
+    def _take(self, sock: socket.socket, peer: str) -> None:
+        if not self._has_room(peer):
+            self._turn_away(sock, peer)
+            return
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = SmtpConnection(self._service, peer, self._forget, asyncio.get_running_loop())
+        self._connections.add(connection)
+        self._peers[peer] += 1
+        # A task, because with TLS it takes the handshake.
+        opening = asyncio.create_task(self._open(connection, sock), name=f"smtp {peer}")
+        self._opening.add(opening)
+        opening.add_done_callback(partial(self._opened, connection))
+
+    def _has_room(self, peer: str) -> bool:
+        limits = self._service.limits
+        return len(self._connections) < limits.max_connections and self._peers[peer] < limits.max_connections_per_ip
+
+    def _turn_away(self, sock: socket.socket, peer: str) -> None:
+        log.warning("connection.turned_away", peer=peer, open=len(self._connections))
+        with contextlib.suppress(OSError):
+            if self._tls is None:
+                sock.send(BUSY)
+        sock.close()
+
+    async def _open(self, connection: SmtpConnection, sock: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection,
+                sock,
+                ssl=self._tls,
+                ssl_handshake_timeout=HANDSHAKE if self._tls is not None else None,
+            )
+        except (OSError, TimeoutError) as error:
+            log.info("connection.failed", peer=connection.peer, reason=type(error).__name__)
+            sock.close()
+            self._forget(connection)
+
+    def _opened(self, connection: SmtpConnection, opening: asyncio.Task[None]) -> None:
+        self._opening.discard(opening)
+        if opening.cancelled():
+            self._forget(connection)
+        elif opening.exception() is not None:
+            log.error("connection.crashed", peer=connection.peer, exc_info=opening.exception())
+            self._forget(connection)
+
+    def _forget(self, connection: SmtpConnection) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.remove(connection)
+        self._peers[connection.peer] -= 1
+        if not self._peers[connection.peer]:
+            del self._peers[connection.peer]
+        if not self._connections:
+            self._empty.set()
+
+    async def _sweep(self) -> None:
+        """Hold the deadlines of all connections with one timer."""
+        limits = self._service.limits
+        loop = asyncio.get_running_loop()
+        pause = min(MOST_BETWEEN_SWEEPS, limits.command_timeout / 4, limits.data_timeout / 4)
+        while True:
+            await asyncio.sleep(pause)
+            now = loop.time()
+            for connection in [each for each in self._connections if each.deadline <= now]:
+                connection.expire(now)
+
+
+def _peer(host: str) -> str:
+    """The address without its zone; an IPv4 client of an IPv6 socket is an IPv4 client."""
+    address = ip_address(host.partition("%")[0])
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def _membership(networks: tuple[str, ...]) -> Callable[[str], bool]:
+    members = [ip_network(network, strict=False) for network in networks]
+    return lambda peer: any(ip_address(peer) in network for network in members)

@@ -1,0 +1,187 @@
+"""What is counted: Prometheus metrics of one process, and their sum over all processes.
+
+Import this before anything else imports prometheus_client: with `PROMETHEUS_MULTIPROC_DIR` set, every process writes
+its values into files there and `render()` adds them up, whichever process is asked.
+
+Counting is on the path of every message, so each combination of labels is looked up once and then kept. Labels that
+strangers choose are bounded: after `MAX_SITES` sites, further ones are counted together as `other`.
+"""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import multiprocess as _multiprocess
+
+MAX_SITES = 200
+MANY = 50  # of every other label
+OTHER = "other"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+LONG = (0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0, 345_600.0)  # seconds
+AMOUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+_Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
+
+
+class Bounded:
+    """Lets the first `limit` different values through, and calls the others `other`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._seen: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        if value in self._seen:
+            return value
+        if len(self._seen) == self._limit:
+            return OTHER
+        self._seen.add(value)
+        return value
+
+
+def _children(metric: _Metric, *bounds: int) -> Callable[..., _Metric]:
+    """Return `labels(*values)` of a metric, each value bounded, each child made once."""
+    known: dict[tuple[str, ...], _Metric] = {}
+    limits = [Bounded(bound) for bound in bounds]
+
+    def labels(*values: str) -> _Metric:
+        child = known.get(values)
+        if child is None:
+            bounded = tuple(limit(value) for limit, value in zip(limits, values, strict=True))
+            child = metric.labels(*bounded)
+            if bounded == values:  # an endless row of strangers must not fill the memory
+                known[values] = child
+        return child
+
+    return labels
+
+
+_accepted = _children(
+    Counter("mailerd_messages_accepted", "Messages committed to the queue", ["stream", "protocol"]),
+    MANY,
+    MANY,
+)
+_accepted_recipients = _children(
+    Counter("mailerd_recipients_accepted", "Recipients committed to the queue", ["stream", "protocol"]),
+    MANY,
+    MANY,
+)
+_accepted_bytes = _children(
+    Counter("mailerd_accepted_bytes", "Content committed to the queue", ["stream", "protocol"]), MANY, MANY
+)
+_refused = _children(
+    Counter("mailerd_submissions_refused", "Submissions refused, by the name of the refusal", ["protocol", "name"]),
+    MANY,
+    MANY,
+)
+_commit_seconds = Histogram("mailerd_commit_seconds", "Duration of one group commit", buckets=SHORT)
+_commit_messages = Histogram("mailerd_commit_messages", "Messages in one group commit", buckets=AMOUNTS)
+_attempts = _children(
+    Counter("mailerd_attempts", "Recipients tried, by what became of them", ["stream", "site", "outcome", "kind"]),
+    MANY,
+    MAX_SITES,
+    MANY,
+    MANY,
+)
+_attempt_seconds = _children(
+    Histogram("mailerd_attempt_seconds", "Duration of one SMTP transaction", ["stream"], buckets=SHORT), MANY
+)
+_delivery_seconds = _children(
+    Histogram("mailerd_delivery_seconds", "From acceptance to delivery of a recipient", ["stream"], buckets=LONG),
+    MANY,
+)
+_finished = _children(
+    Counter("mailerd_recipients_finished", "Recipients that reached their final state", ["stream", "state"]),
+    MANY,
+    MANY,
+)
+_sessions = _children(
+    Gauge("mailerd_sessions", "Open SMTP connections", ["direction"], multiprocess_mode="livesum"), MANY
+)
+_waiting = _children(
+    Gauge("mailerd_queue_recipients", "Recipients in the queue", ["stream", "state"], multiprocess_mode="mostrecent"),
+    MANY,
+    MANY,
+)
+_memory = _children(
+    Gauge("mailerd_memory", "Accepted or claimed mail held in memory", ["unit"], multiprocess_mode="livesum"),
+    MANY,
+)
+_requests = _children(Counter("mailerd_http_requests", "HTTP requests answered", ["operation", "status"]), MANY, MANY)
+_request_seconds = _children(
+    Histogram("mailerd_http_request_seconds", "Duration of one HTTP request", ["operation"], buckets=SHORT), MANY
+)
+
+
+def accepted(stream: str, protocol: str, recipients: int, size: int) -> None:
+    """One message was committed; `protocol` is smtp or http."""
+    _accepted(stream, protocol).inc()
+    _accepted_recipients(stream, protocol).inc(recipients)
+    _accepted_bytes(stream, protocol).inc(size)
+
+
+def refused(protocol: str, name: str) -> None:
+    """A submission was refused; `name` is `Refused.name`."""
+    _refused(protocol, name).inc()
+
+
+def committed(messages: int, seconds: float) -> None:
+    """One group commit is done."""
+    _commit_messages.observe(messages)
+    _commit_seconds.observe(seconds)
+
+
+def attempted(stream: str, site: str, outcome: str, kind: str) -> None:
+    """One recipient was tried, with this verdict."""
+    _attempts(stream, site, outcome, kind).inc()
+
+
+def transacted(stream: str, seconds: float) -> None:
+    """One SMTP transaction ended, however."""
+    _attempt_seconds(stream).observe(seconds)
+
+
+def finished(stream: str, state: str, seconds: float) -> None:
+    """One recipient reached its final state, `seconds` after it was accepted."""
+    _finished(stream, state).inc()
+    if state == "delivered":
+        _delivery_seconds(stream).observe(seconds)
+
+
+def sessions(direction: str, change: int) -> None:
+    """Connections were opened (+1) or closed (-1); `direction` is in or out."""
+    _sessions(direction).inc(change)
+
+
+def waiting(stream: str, state: str, recipients: int) -> None:
+    """So many recipients wait, as counted by whoever last looked."""
+    _waiting(stream, state).set(recipients)
+
+
+def memory(messages: int, size: int) -> None:
+    """So much mail is held by this process."""
+    _memory("messages").set(messages)
+    _memory("bytes").set(size)
+
+
+def requested(operation: str, status: int, seconds: float) -> None:
+    """One HTTP request was answered."""
+    _requests(operation, str(status)).inc()
+    _request_seconds(operation).observe(seconds)
+
+
+def render() -> bytes:
+    """All metrics in the text format of Prometheus; of all processes when they share a directory."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    _multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def forget_process(pid: int) -> None:
+    """Drop the gauges of a worker that has gone; its counters stay in the sums."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        _multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -1,0 +1,285 @@
+"""Steering: hold, release, retry, bounce, cancel and reschedule, for one message or for all that fits a selection.
+
+What a worker has in memory is recalled first: the daemon's workers listen for a notification with the selection and put
+back what they are not sending at this moment. Every command is written to the audit table.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Protocol
+
+import asyncpg
+import msgspec
+
+from mailerd import events
+from mailerd.queue.mail import Recipient
+from mailerd.queue.views import Steered
+
+CHANNEL = "mailerd_recall"
+RECALL_FOR = 2.0  # seconds that a command waits for workers to put mail back
+RECALL_EVERY = 0.1
+
+
+class Selection(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which recipients are meant: all that fit every field given. At least one is."""
+
+    message: int | None = None
+    address: str | None = None
+    domain: str | None = None
+    sender: str | None = None
+    stream: str | None = None
+    pool: str | None = None
+    credential: str | None = None
+    tenant: str | None = None
+
+    def matches(self, recipient: Recipient) -> bool:
+        """Does a recipient in memory fit?"""
+        message = recipient.message
+        return (
+            self.message in (None, message.id)
+            and self.address in (None, recipient.address)
+            and self.domain in (None, recipient.domain)
+            and self.sender in (None, message.sender)
+            and self.stream in (None, message.stream)
+            and self.pool in (None, message.pool)
+            and self.credential in (None, message.credential)
+            and self.tenant in (None, message.tenant)
+        )
+
+    def parameters(self) -> tuple[Any, ...]:
+        """The first eight parameters of the statements below."""
+        return (
+            self.message,
+            self.address,
+            self.domain,
+            self.sender,
+            self.stream,
+            self.pool,
+            self.credential,
+            self.tenant,
+        )
+
+
+WAKE = Selection(message=0)  # fits nothing: workers only look for due mail
+
+MATCH = """
+    r.message_id = m.id
+    AND ($1::bigint IS NULL OR r.message_id = $1) AND ($2::text IS NULL OR r.address = $2)
+    AND ($3::text IS NULL OR r.domain = $3) AND ($4::text IS NULL OR m.sender = $4)
+    AND ($5::text IS NULL OR m.stream = $5) AND ($6::text IS NULL OR m.pool = $6)
+    AND ($7::text IS NULL OR m.credential = $7) AND ($8::text IS NULL OR m.tenant = $8)
+"""
+QUEUE_UP = """
+    INSERT INTO queues (name, next_due) SELECT queue, min(due_at) FROM changed GROUP BY queue ORDER BY queue
+    ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
+"""
+EVENT = f"INSERT INTO events ({events.COLUMNS})"
+
+HOLD = f"""
+    WITH changed AS (
+        UPDATE recipients AS r SET held = true, reason = $9 FROM messages AS m WHERE {MATCH} AND NOT r.held
+     RETURNING r.message_id, r.n, r.address, m.tenant
+    )
+    {EVENT} SELECT $10, 'recipient.held', message_id, n, address, tenant, $11 FROM changed
+"""
+RELEASE = f"""
+    WITH changed AS (
+        UPDATE recipients AS r SET held = false, reason = '' FROM messages AS m WHERE {MATCH} AND r.held
+     RETURNING r.message_id, r.n, r.address, r.queue, r.due_at, m.tenant
+    ), queue AS ({QUEUE_UP})
+    {EVENT} SELECT $9, 'recipient.released', message_id, n, address, tenant, $10 FROM changed
+"""
+RESCHEDULE = f"""
+    WITH changed AS (
+        UPDATE recipients AS r SET due_at = LEAST($9, r.expires_at), reason = $10 FROM messages AS m
+         WHERE {MATCH} AND r.owner IS NULL AND NOT r.held
+     RETURNING r.queue, r.due_at
+    ), queue AS ({QUEUE_UP})
+    SELECT count(*) FROM changed
+"""
+UNBLOCK = f"""
+    UPDATE queues SET blocked_until = NULL, reason = ''
+     WHERE name IN (SELECT r.queue FROM recipients AS r, messages AS m WHERE {MATCH})
+"""
+# Expired on the operator's word: the sweep for expired mail writes the report to the sender.
+EXPIRE = f"""
+    WITH changed AS (
+        UPDATE recipients AS r SET expires_at = $9, last_reply = $10, held = false FROM messages AS m
+         WHERE {MATCH} AND r.owner IS NULL
+     RETURNING 1
+    )
+    SELECT count(*) FROM changed
+"""
+CANCEL = f"""
+    WITH gone AS (
+        DELETE FROM recipients AS r USING messages AS m WHERE {MATCH} AND r.owner IS NULL
+     RETURNING r.message_id, r.n, r.address, m.tenant
+    ), rest AS (
+        UPDATE messages SET pending = pending - of.recipients
+          FROM (SELECT message_id, count(*)::int AS recipients FROM gone GROUP BY message_id) AS of
+         WHERE id = of.message_id
+    )
+    {EVENT} SELECT $9, 'recipient.cancelled', message_id, n, address, tenant, $10 FROM gone
+"""
+DELETE_FINISHED = """
+    DELETE FROM messages WHERE pending <= 0 AND ($1::bigint IS NULL OR id = $1)
+        AND NOT EXISTS (SELECT FROM recipients WHERE message_id = messages.id)
+"""
+COUNT = f"""
+    SELECT count(*) AS all, count(*) FILTER (WHERE r.owner IS NOT NULL) AS owned
+      FROM recipients AS r, messages AS m WHERE {MATCH}
+"""
+KNOWN = "SELECT EXISTS (SELECT FROM events WHERE message_id = $1 AND tenant = $2)"
+AUDIT = "INSERT INTO audit (actor, action, data) VALUES ($1, $2, $3)"
+RECALL = "SELECT pg_notify($1, $2)"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Who did what to which recipients, when."""
+
+    selection: Selection
+    actor: str
+    action: str
+    now: datetime
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return {"by": self.actor}
+
+
+class Steer(Protocol):
+    """A command of `ControlStore`."""
+
+    async def __call__(self, selection: Selection, *, actor: str, now: datetime) -> Steered: ...
+
+
+class ControlStore:
+    """Carries out steering commands."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, keep_bodies: bool = False) -> None:
+        self._pool = pool
+        self._keep_bodies = keep_bodies
+
+    async def hold(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
+        """Keep matching mail where it is until it is released; it still expires."""
+        command = Command(selection, actor, "hold", now)
+        changed = await self._hold(command)
+        await self._recall(selection)
+        return await self._steered(selection, changed)
+
+    async def release(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
+        """Let held mail go on."""
+        command = Command(selection, actor, "release", now)
+        changed = await self._run(command, RELEASE, now, command.facts)
+        await self._wake()
+        return await self._steered(selection, changed)
+
+    async def retry(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
+        """Make waiting mail due now, also where its queue is blocked."""
+        return await self.reschedule(selection, due_at=now, actor=actor, now=now)
+
+    async def reschedule(self, selection: Selection, *, due_at: datetime, actor: str, now: datetime) -> Steered:
+        """Make waiting mail due at that time."""
+        await self._recall(selection)
+        command = Command(selection, actor, "reschedule", now)
+        async with self._pool.acquire() as connection, connection.transaction():
+            changed = await connection.fetchval(RESCHEDULE, *selection.parameters(), due_at, f"rescheduled by {actor}")
+            await connection.execute(UNBLOCK, *selection.parameters())
+            await _audit(connection, command)
+        await self._wake()
+        return await self._steered(selection, changed)
+
+    async def bounce(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
+        """Give up on matching mail; its senders are told."""
+        command = Command(selection, actor, "bounce", now)
+        await self._hold(command)
+        await self._recall(selection)
+        reply = f"554 5.7.0 returned by {actor}"
+        async with self._pool.acquire() as connection, connection.transaction():
+            changed = await connection.fetchval(EXPIRE, *selection.parameters(), now - timedelta(seconds=1), reply)
+            await _audit(connection, command)
+        await self._wake()
+        return await self._steered(selection, changed)
+
+    async def cancel(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
+        """Delete matching mail; nobody is told."""
+        command = Command(selection, actor, "cancel", now)
+        await self._hold(command)
+        await self._recall(selection)
+        changed = await self._run(command, CANCEL, now, command.facts)
+        if not self._keep_bodies:
+            await self._pool.execute(DELETE_FINISHED, selection.message)
+        # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
+        await self._pool.execute(RELEASE, *selection.parameters(), now, command.facts)
+        return await self._steered(selection, changed)
+
+    async def knows(self, message: int, tenant: str) -> bool:
+        """Was this message accepted from this tenant?"""
+        return bool(await self._pool.fetchval(KNOWN, message, tenant))
+
+    async def _hold(self, command: Command) -> int:
+        return await self._run(command, HOLD, f"held by {command.actor}", command.now, command.facts)
+
+    async def _run(self, command: Command, statement: str, *parameters: Any) -> int:
+        async with self._pool.acquire() as connection, connection.transaction():
+            tag = await connection.execute(statement, *command.selection.parameters(), *parameters)
+            await _audit(connection, command)
+        return int(tag.rpartition(" ")[2])
+
+    async def _recall(self, selection: Selection) -> None:
+        """Ask the workers to put matching mail back, and give them a moment to do it."""
+        deadline = asyncio.get_running_loop().time() + RECALL_FOR
+        payload = msgspec.json.encode(selection).decode()
+        while (await self._count(selection))["owned"] and asyncio.get_running_loop().time() < deadline:
+            await self._pool.execute(RECALL, CHANNEL, payload)
+            await asyncio.sleep(RECALL_EVERY)
+
+    async def _wake(self) -> None:
+        await self._pool.execute(RECALL, CHANNEL, msgspec.json.encode(WAKE).decode())
+
+    async def _count(self, selection: Selection) -> asyncpg.Record:
+        row = await self._pool.fetchrow(COUNT, *selection.parameters())
+        assert row is not None
+        return row
+
+    async def _steered(self, selection: Selection, changed: int) -> Steered:
+        return Steered(changed=changed, waiting=(await self._count(selection))["all"])
+
+
+class MessageControl:
+    """The same commands for one message of one tenant; None when this tenant has no message of that id."""
+
+    def __init__(self, store: ControlStore, clock: Callable[[], datetime]) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def hold(self, message_id: int, *, tenant: str, actor: str) -> Steered | None:
+        return await self._steer(self._store.hold, message_id, tenant, actor)
+
+    async def release(self, message_id: int, *, tenant: str, actor: str) -> Steered | None:
+        return await self._steer(self._store.release, message_id, tenant, actor)
+
+    async def retry(self, message_id: int, *, tenant: str, actor: str) -> Steered | None:
+        return await self._steer(self._store.retry, message_id, tenant, actor)
+
+    async def bounce(self, message_id: int, *, tenant: str, actor: str) -> Steered | None:
+        return await self._steer(self._store.bounce, message_id, tenant, actor)
+
+    async def cancel(self, message_id: int, *, tenant: str, actor: str) -> Steered | None:
+        return await self._steer(self._store.cancel, message_id, tenant, actor)
+
+    async def reschedule(self, message_id: int, due_at: datetime, *, tenant: str, actor: str) -> Steered | None:
+        return await self._steer(partial(self._store.reschedule, due_at=due_at), message_id, tenant, actor)
+
+    async def _steer(self, command: Steer, message_id: int, tenant: str, actor: str) -> Steered | None:
+        if not await self._store.knows(message_id, tenant):
+            return None
+        return await command(Selection(message=message_id, tenant=tenant), actor=actor, now=self._clock())
+
+
+async def _audit(connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]", command: Command) -> None:
+    await connection.execute(AUDIT, command.actor, command.action, msgspec.to_builtins(command.selection))

@@ -1,0 +1,62 @@
+"""Message ids: time-ordered 63-bit numbers that workers make without asking anyone.
+
+42 bits of milliseconds since 1970, 11 bits of worker number, 10 bits of counter. A worker gets its number from a
+sequence in the database, so two workers share one only after 2,048 starts, and then not in the same millisecond.
+"""
+
+from collections.abc import Callable
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
+LENGTH = 13  # 65 bits
+PREFIX = "msg_"
+VALUES = {letter: value for value, letter in enumerate(ALPHABET)}
+COUNTER_BITS = 10
+WORKER_BITS = 11
+
+
+class IdMaker:
+    """Hands out ids that grow, also when the clock is set back or a millisecond is used up."""
+
+    def __init__(self, worker: int, milliseconds: Callable[[], int]) -> None:
+        if not 0 <= worker < 1 << WORKER_BITS:
+            raise ValueError(f"worker number {worker} is not in 0..{(1 << WORKER_BITS) - 1}")
+        self._worker = worker
+        self._milliseconds = milliseconds
+        self._last = 0  # milliseconds and counter, as one number
+
+    def next(self) -> int:
+        self._last = max(self._last + 1, self._milliseconds() << COUNTER_BITS)
+        milliseconds, counter = divmod(self._last, 1 << COUNTER_BITS)
+        return (milliseconds << WORKER_BITS | self._worker) << COUNTER_BITS | counter
+
+
+def milliseconds_of(message_id: int) -> int:
+    """When the id was made, in milliseconds since 1970."""
+    return message_id >> (WORKER_BITS + COUNTER_BITS)
+
+
+def first_id_at(milliseconds: int) -> int:
+    """The smallest id that can have been made at that time."""
+    return milliseconds << (WORKER_BITS + COUNTER_BITS)
+
+
+def format_message_id(message_id: int) -> str:
+    """`msg_` and 13 letters that sort as the numbers do."""
+    letters = []
+    for _ in range(LENGTH):
+        letters.append(ALPHABET[message_id & 31])
+        message_id >>= 5
+    return PREFIX + "".join(reversed(letters))
+
+
+def parse_message_id(text: str) -> int:
+    """The number behind `msg_…`; raises ValueError for anything else."""
+    letters = text.removeprefix(PREFIX)
+    if len(letters) != LENGTH or letters == text or any(letter not in VALUES for letter in letters):
+        raise ValueError(f"{text[:40]!r} is not a message id such as msg_01hzx3k9q2v7d")
+    number = 0
+    for letter in letters:
+        number = number << 5 | VALUES[letter]
+    if number >> 63:
+        raise ValueError(f"{text!r} is not a message id of ours")
+    return number

@@ -1,0 +1,332 @@
+"""The rows of the queue: accept, claim, settle.
+
+Every statement here is one round trip for many messages: what waits while one transaction runs goes into the next.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from mailerd import events
+from mailerd.events import Event
+from mailerd.queue.mail import Message, Recipient
+
+MESSAGE_COLUMNS = (
+    "id, sender, stream, pool, credential, tenant, size, accepted_at, smtputf8, eight_bit, ret, envid, labels, total"
+)
+
+# One statement is one transaction: message, recipients, queues and events stand together or not at all.
+ACCEPT = f"""
+    WITH message AS (
+        INSERT INTO messages ({MESSAGE_COLUMNS}, pending, content)
+        SELECT * FROM unnest(
+            $1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::int[], $8::timestamptz[],
+            $9::bool[], $10::bool[], $11::text[], $12::text[], $13::jsonb[], $14::int[], $14::int[], $15::bytea[])
+    ), recipient AS (
+        INSERT INTO recipients (message_id, n, address, domain, queue, owner, due_at, expires_at, notify, orcpt)
+        SELECT * FROM unnest(
+            $16::bigint[], $17::int[], $18::text[], $19::text[], $20::text[], $21::int[], $22::timestamptz[],
+            $23::timestamptz[], $24::text[], $25::text[])
+    ), queue AS (
+        INSERT INTO queues (name, next_due) SELECT * FROM unnest($26::text[], $27::timestamptz[])
+        ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
+    )
+    INSERT INTO events ({events.COLUMNS}) SELECT * FROM {events.rows_sql(28)}
+"""
+
+# Events are inserted only for recipients that this statement really took away or put back, so a batch that is sent
+# again after a lost connection changes nothing. Finished recipients go whoever owns them now: they were answered.
+SETTLE = f"""
+    WITH finished AS (
+        DELETE FROM recipients USING unnest($1::bigint[], $2::int[]) AS done (message_id, n)
+         WHERE recipients.message_id = done.message_id AND recipients.n = done.n
+     RETURNING recipients.message_id, recipients.n
+    ), deferred AS (
+        UPDATE recipients
+           SET owner = NULL, due_at = later.due_at, attempts = later.attempts, reason = later.reason,
+               last_reply = later.last_reply, in_doubt = later.in_doubt, delay_notified = later.delay_notified
+          FROM unnest($3::bigint[], $4::int[], $5::timestamptz[], $6::int[], $7::text[], $8::text[], $9::bool[], $10::bool[])
+            AS later (message_id, n, due_at, attempts, reason, last_reply, in_doubt, delay_notified)
+         WHERE recipients.message_id = later.message_id AND recipients.n = later.n AND recipients.owner = $11
+     RETURNING recipients.message_id, recipients.n
+    ), queue AS (
+        INSERT INTO queues (name, next_due) SELECT * FROM unnest($12::text[], $13::timestamptz[])
+        ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
+    ), single AS (
+        DELETE FROM messages WHERE id = ANY ($14::bigint[])
+    ), several AS (
+        UPDATE messages SET pending = pending - gone.recipients
+          FROM (SELECT message_id, count(*)::int AS recipients FROM finished
+                 WHERE message_id = ANY ($15::bigint[]) GROUP BY message_id) AS gone
+         WHERE id = gone.message_id
+    ), touched AS (
+        SELECT message_id, n FROM finished UNION ALL SELECT message_id, n FROM deferred
+    )
+    INSERT INTO events ({events.COLUMNS})
+    SELECT {events.COLUMNS} FROM {events.rows_sql(16)} JOIN touched USING (message_id, n)
+"""
+
+DELETE_FINISHED = "DELETE FROM messages WHERE id = ANY ($1::bigint[]) AND pending <= 0"
+
+KNOWN_MESSAGES = "SELECT id FROM messages WHERE id = ANY ($1::bigint[])"
+KNOWN_EVENTS = "SELECT DISTINCT message_id FROM events WHERE message_id = ANY ($1::bigint[]) AND at >= $2"
+WITHDRAW = """
+    WITH recipient AS (DELETE FROM recipients WHERE message_id = ANY ($1::bigint[])),
+         event AS (DELETE FROM events WHERE message_id = ANY ($1::bigint[]) AND at >= $2)
+    DELETE FROM messages WHERE id = ANY ($1::bigint[])
+"""
+
+DUE_QUEUES = """
+    SELECT name FROM queues
+     WHERE next_due <= $1 AND (blocked_until IS NULL OR blocked_until <= $1) AND name <> ALL ($2::text[])
+     ORDER BY next_due LIMIT $3
+"""
+NEXT_DUE = """
+    SELECT min(GREATEST(next_due, COALESCE(blocked_until, next_due))) FROM queues WHERE next_due < 'infinity'
+"""
+LOCK_QUEUES = "SELECT FROM queues WHERE name = ANY ($1::text[]) ORDER BY name FOR UPDATE"
+CLAIM = """
+    WITH due AS (
+        SELECT due.message_id, due.n FROM unnest($1::text[], $2::int[]) AS wanted (queue, room)
+         CROSS JOIN LATERAL (
+            SELECT message_id, n FROM recipients
+             WHERE queue = wanted.queue AND owner IS NULL AND NOT held AND due_at <= $3
+             ORDER BY due_at LIMIT wanted.room FOR UPDATE SKIP LOCKED) AS due
+    )
+    UPDATE recipients SET owner = $4, reason = '' FROM due
+     WHERE recipients.message_id = due.message_id AND recipients.n = due.n
+ RETURNING recipients.message_id, recipients.n, address, domain, due_at, expires_at, attempts, notify, orcpt, in_doubt,
+           delay_notified, last_reply
+"""
+ADVANCE_QUEUES = """
+    UPDATE queues SET blocked_until = NULL, reason = '', next_due = COALESCE(
+        (SELECT min(due_at) FROM recipients WHERE queue = queues.name AND owner IS NULL AND NOT held), 'infinity')
+     WHERE name = ANY ($1::text[])
+"""
+# `$2` bounds how many bytes of content come into memory; the rest is read when its attempt begins.
+CLAIMED_MESSAGES = f"""
+    SELECT {MESSAGE_COLUMNS},
+           CASE WHEN sum(size) OVER (ORDER BY id) <= $2 THEN content END AS content
+      FROM messages WHERE id = ANY ($1::bigint[])
+"""
+CLAIM_EXPIRED = """
+    WITH due AS (
+        SELECT message_id, n FROM recipients WHERE owner IS NULL AND expires_at <= $1
+         ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    )
+    UPDATE recipients SET owner = $3, held = false FROM due
+     WHERE recipients.message_id = due.message_id AND recipients.n = due.n
+ RETURNING recipients.message_id, recipients.n, address, domain, due_at, expires_at, attempts, notify, orcpt, in_doubt,
+           delay_notified, last_reply
+"""
+CONTENT = "SELECT content FROM messages WHERE id = $1"
+BLOCK_QUEUES = """
+    INSERT INTO queues (name, next_due, blocked_until, reason)
+    SELECT name, 'infinity', $2, $3 FROM unnest($1::text[]) AS blocked (name)
+    ON CONFLICT (name) DO UPDATE SET blocked_until = EXCLUDED.blocked_until, reason = EXCLUDED.reason
+"""
+# A queue is known by its row; should one ever be missing, its mail would wait for ever. This finds such mail by
+# jumping from queue name to queue name in the index of due recipients.
+MEND_QUEUES = """
+    WITH RECURSIVE waiting AS (
+        (SELECT queue, due_at FROM recipients WHERE owner IS NULL AND NOT held ORDER BY queue, due_at LIMIT 1)
+        UNION ALL
+        SELECT following.queue, following.due_at FROM waiting CROSS JOIN LATERAL (
+            SELECT queue, due_at FROM recipients
+             WHERE owner IS NULL AND NOT held AND queue > waiting.queue ORDER BY queue, due_at LIMIT 1) AS following
+    )
+    INSERT INTO queues (name, next_due) SELECT queue, due_at FROM waiting
+    ON CONFLICT (name) DO UPDATE SET next_due = EXCLUDED.next_due WHERE queues.next_due > EXCLUDED.next_due
+"""
+FORGET_EMPTY_QUEUES = """
+    DELETE FROM queues WHERE next_due = 'infinity' AND (blocked_until IS NULL OR blocked_until <= $1)
+        AND NOT EXISTS (SELECT FROM recipients WHERE queue = queues.name AND owner IS NULL AND NOT held)
+"""
+FORGET_BODIES = "DELETE FROM messages WHERE pending <= 0 AND id < $1"
+
+
+@dataclass(slots=True)
+class Settled:
+    """What became of one recipient: `due_at` None means it is finished, else when to try again and why it waits."""
+
+    recipient: Recipient
+    event: Event | None
+    due_at: datetime | None = None
+    reason: str = ""
+
+
+class QueueStore:
+    """Messages and recipients as rows; see the package's docstring for who may touch which."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, keep_bodies: bool = False) -> None:
+        self._pool = pool
+        self._keep_bodies = keep_bodies
+
+    async def accept(
+        self,
+        messages: Sequence[Message],
+        accepted: Sequence[Event],
+        owners: dict[int, int],
+        connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record] | None" = None,
+    ) -> None:
+        """Store the messages, durable when this returns. `owners` says which worker keeps which message in memory."""
+        await (connection or self._pool).execute(ACCEPT, *_accept_parameters(messages, accepted, owners))
+
+    async def known(self, ids: list[int], since: datetime) -> set[int]:
+        """Which of these messages were accepted, whether or not they are still in the queue."""
+        queued = {row["id"] for row in await self._pool.fetch(KNOWN_MESSAGES, ids)}
+        return queued | {row["message_id"] for row in await self._pool.fetch(KNOWN_EVENTS, ids, since)}
+
+    async def withdraw(self, ids: list[int], since: datetime) -> None:
+        """Take back messages whose submitter was told that they were not accepted."""
+        await self._pool.execute(WITHDRAW, ids, since)
+
+    async def settle(
+        self,
+        batch: Sequence[Settled],
+        *,
+        worker: int,
+        reports: Sequence[Message] = (),
+        report_events: Sequence[Event] = (),
+        owners: dict[int, int] | None = None,
+    ) -> None:
+        """Record a batch of results in one transaction, together with the reports to senders that they caused.
+
+        May be called again with the same batch after a lost connection: what was recorded stays as it is.
+        """
+        parameters, several = _settle_parameters(batch, worker, keep_bodies=self._keep_bodies)
+        if not several and not reports:
+            await self._pool.execute(SETTLE, *parameters)
+            return
+        async with self._pool.acquire() as connection, connection.transaction():
+            if reports:
+                await self.accept(reports, report_events, owners or {}, connection)
+            await connection.execute(SETTLE, *parameters)
+            if several and not self._keep_bodies:
+                await connection.execute(DELETE_FINISHED, several)
+
+    async def due_queues(self, *, now: datetime, busy: list[str], limit: int) -> list[str]:
+        """Names of queues with mail that is due, longest waiting first, without those in `busy`."""
+        return [row["name"] for row in await self._pool.fetch(DUE_QUEUES, now, busy, limit)]
+
+    async def next_due(self) -> datetime | None:
+        """When the next recipient without an owner is due."""
+        value: datetime | None = await self._pool.fetchval(NEXT_DUE)
+        return value
+
+    async def claim(self, wanted: dict[str, int], *, now: datetime, worker: int, bytes_: int) -> list[Message]:
+        """Take up to so many due recipients of each queue for this worker; content comes with up to `bytes_` of them."""
+        names = sorted(wanted)
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute(LOCK_QUEUES, names)
+            rows = await connection.fetch(CLAIM, names, [wanted[name] for name in names], now, worker)
+            await connection.execute(ADVANCE_QUEUES, names)
+        return await self._messages(rows, bytes_)
+
+    async def claim_expired(self, *, now: datetime, worker: int, limit: int) -> list[Message]:
+        """Take recipients past their expiry, also held or blocked ones, so that they can be bounced."""
+        return await self._messages(await self._pool.fetch(CLAIM_EXPIRED, now, limit, worker), 0)
+
+    async def _messages(self, rows: Sequence[asyncpg.Record], bytes_: int) -> list[Message]:
+        ids = list({row["message_id"] for row in rows})
+        found = await self._pool.fetch(CLAIMED_MESSAGES, ids, bytes_) if ids else []
+        messages = {row["id"]: Message(**row) for row in found}
+        for row in rows:
+            message = messages[row["message_id"]]
+            fields = {name: value for name, value in row.items() if name != "message_id"}
+            message.recipients.append(Recipient(message, **fields))
+        return list(messages.values())
+
+    async def content(self, message_id: int) -> bytes | None:
+        """The message's bytes; None when it is gone."""
+        value: bytes | None = await self._pool.fetchval(CONTENT, message_id)
+        return value
+
+    async def block(self, names: list[str], *, until: datetime, reason: str) -> None:
+        """Nothing of these queues is claimed before `until`."""
+        await self._pool.execute(BLOCK_QUEUES, sorted(names), until, reason)
+
+    async def mend_queues(self) -> None:
+        """Make sure that every waiting recipient's queue is known."""
+        await self._pool.execute(MEND_QUEUES)
+
+    async def forget(self, *, now: datetime, bodies_before: int | None) -> None:
+        """Drop the rows of empty queues, and finished messages with ids below `bodies_before`."""
+        await self._pool.execute(FORGET_EMPTY_QUEUES, now)
+        if bodies_before is not None:
+            await self._pool.execute(FORGET_BODIES, bodies_before)
+
+
+def _queues(due: Iterable[tuple[str, datetime]]) -> tuple[list[str], list[datetime]]:
+    """The earliest due time of each queue, in the order of names, which is the order all transactions lock them in."""
+    earliest: dict[str, datetime] = {}
+    for name, at in due:
+        earliest[name] = min(at, earliest.get(name, at))
+    names = sorted(earliest)
+    return names, [earliest[name] for name in names]
+
+
+def _accept_parameters(
+    messages: Sequence[Message], accepted: Sequence[Event], owners: dict[int, int]
+) -> tuple[Any, ...]:
+    recipients = [recipient for message in messages for recipient in message.recipients]
+    return (
+        [message.id for message in messages],
+        [message.sender for message in messages],
+        [message.stream for message in messages],
+        [message.pool for message in messages],
+        [message.credential for message in messages],
+        [message.tenant for message in messages],
+        [message.size for message in messages],
+        [message.accepted_at for message in messages],
+        [message.smtputf8 for message in messages],
+        [message.eight_bit for message in messages],
+        [message.ret for message in messages],
+        [message.envid for message in messages],
+        [message.labels for message in messages],
+        [message.total for message in messages],
+        [message.content for message in messages],
+        [recipient.message.id for recipient in recipients],
+        [recipient.n for recipient in recipients],
+        [recipient.address for recipient in recipients],
+        [recipient.domain for recipient in recipients],
+        [recipient.queue for recipient in recipients],
+        [owners.get(recipient.message.id) for recipient in recipients],
+        [recipient.due_at for recipient in recipients],
+        [recipient.expires_at for recipient in recipients],
+        [recipient.notify for recipient in recipients],
+        [recipient.orcpt for recipient in recipients],
+        *_queues((recipient.queue, recipient.due_at) for recipient in recipients if recipient.message.id not in owners),
+        *events.parameters(accepted),
+    )
+
+
+def _settle_parameters(
+    batch: Sequence[Settled], worker: int, *, keep_bodies: bool
+) -> tuple[tuple[Any, ...], list[int]]:
+    """Parameters of SETTLE, and the messages that are finished only when their last recipient is."""
+    finished = [settled.recipient for settled in batch if settled.due_at is None]
+    deferred = [settled for settled in batch if settled.due_at is not None]
+    messages = {recipient.message.id: recipient.message for recipient in finished}
+    several = [message.id for message in messages.values() if keep_bodies or message.total > 1]
+    parameters = (
+        [recipient.message.id for recipient in finished],
+        [recipient.n for recipient in finished],
+        [settled.recipient.message.id for settled in deferred],
+        [settled.recipient.n for settled in deferred],
+        [settled.due_at for settled in deferred],
+        [settled.recipient.attempts for settled in deferred],
+        [settled.reason for settled in deferred],
+        [settled.recipient.last_reply for settled in deferred],
+        [settled.recipient.in_doubt for settled in deferred],
+        [settled.recipient.delay_notified for settled in deferred],
+        worker,
+        *_queues((settled.recipient.queue, settled.due_at) for settled in deferred if settled.due_at),
+        [message.id for message in messages.values() if not (keep_bodies or message.total > 1)],
+        several,
+        *events.parameters([settled.event for settled in batch if settled.event is not None]),
+    )
+    return parameters, several

@@ -1,0 +1,101 @@
+"""Leases: which workers are alive, and what becomes of the recipients of those that are not.
+
+A worker holds its recipients as long as it beats. Nobody compares clocks: a worker is dead when an observer, who could
+read the table all the time, has not seen its counter move for `LEASE` seconds of the observer's own monotonic clock.
+A worker that could not beat for `FENCE` seconds starts no attempt, because somebody may soon take over what it holds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+BEAT_EVERY = 3.0  # seconds
+FENCE = 15.0
+LEASE = 30.0
+
+REGISTER = """
+    INSERT INTO workers (number, node, pid) VALUES (nextval('worker_numbers'), $1, $2)
+    ON CONFLICT (number) DO NOTHING RETURNING number
+"""
+BEAT = "UPDATE workers SET beat = beat + 1 WHERE number = $1 RETURNING beat"
+ALL = "SELECT number, node, pid, beat FROM workers"
+RELEASE = """
+    WITH freed AS (
+        UPDATE recipients SET owner = NULL, reason = 'its worker stopped',
+               in_doubt = in_doubt OR $2::bigint[] IS NULL OR EXISTS (
+                   SELECT FROM unnest($2::bigint[], $3::int[]) AS open (message_id, n)
+                    WHERE open.message_id = recipients.message_id AND open.n = recipients.n)
+         WHERE owner = $1 RETURNING queue, due_at, held
+    ), queue AS (
+        INSERT INTO queues (name, next_due)
+        SELECT queue, min(due_at) FROM freed WHERE NOT held GROUP BY queue ORDER BY queue
+        ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
+    )
+    SELECT count(*) FROM freed
+"""
+FORGET = "DELETE FROM workers WHERE number = $1"
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A row of the table of workers."""
+
+    number: int
+    node: str
+    pid: int
+    beat: int
+
+
+class WorkerStore:
+    """The table of workers, and the taking over of what a dead one owned."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._pool = pool
+
+    async def register(self, node: str, pid: int) -> int:
+        """A number for a new worker, used by no other living one."""
+        while (number := await self._pool.fetchval(REGISTER, node, pid)) is None:
+            pass
+        assert isinstance(number, int)
+        return number
+
+    async def beat(self, number: int) -> bool:
+        """Say that the worker is alive; False when it was declared dead and must stop."""
+        return await self._pool.fetchval(BEAT, number) is not None
+
+    async def all(self) -> list[Worker]:
+        return [Worker(**row) for row in await self._pool.fetch(ALL)]
+
+    async def release(self, number: int, open_dots: Sequence[tuple[int, int]] | None) -> int:
+        """Free what a dead worker owned, and forget the worker; returns how many recipients.
+
+        `open_dots` are those (message, n) that may have been delivered without our knowing; None: it cannot be told,
+        so all may.
+        """
+        ids = None if open_dots is None else [message_id for message_id, _ in open_dots]
+        numbers = None if open_dots is None else [n for _, n in open_dots]
+        async with self._pool.acquire() as connection, connection.transaction():
+            freed: int = await connection.fetchval(RELEASE, number, ids, numbers)
+            await connection.execute(FORGET, number)
+        return freed
+
+
+class Watch:
+    """Decides from repeated looks at the table which workers are dead. Pure: time is handed in."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[int, float]] = {}  # number → beat, since when
+
+    def dead(self, workers: Sequence[Worker], now: float) -> list[Worker]:
+        """The workers whose beat has not moved for LEASE seconds of `now`, a monotonic clock."""
+        seen = {}
+        for worker in workers:
+            beat, since = self._seen.get(worker.number, (worker.beat, now))
+            seen[worker.number] = (worker.beat, since if beat == worker.beat else now)
+        self._seen = seen
+        return [worker for worker in workers if now - seen[worker.number][1] >= LEASE]
+
+    def blind(self) -> None:
+        """The table could not be read: what was seen before proves nothing any more."""
+        self._seen.clear()

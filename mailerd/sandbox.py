@@ -1,0 +1,468 @@
+"""The sandbox: a built-in mail exchanger whose replies follow the address, for trying things out.
+
+The local part decides (case and a `+tag` do not matter, nor does the domain); `BEHAVIOURS` is the list. Any other
+address is taken. A transaction has one reply after the final dot, so there the strongest of its recipients speaks for
+all: drop, then spam, then slow. What is taken is kept as two files in a directory, the last `keep` messages, without
+fsync: a playground, not a store. One process writes, any number read with `list_messages` and `read_message`.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from mailerd import config
+from mailerd.config import Endpoint
+
+log = structlog.get_logger()
+
+MAX_SIZE = 64 * 1024**2  # bytes of one message
+MAX_LINE = 4_096  # bytes of one command (RFC 5321 4.5.3.1.4 and room for parameters)
+MAX_RECIPIENTS = 1_000
+MAX_ERRORS = 20
+MAX_PAIRS = 10_000  # greylisted sender and recipient pairs remembered
+SILENCE = 300.0  # seconds until a client is hung up on
+CHUNK = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What the sandbox does for a local part: at RCPT, or at the final dot ("" there: no reply, or the usual one)."""
+
+    about: str
+    rcpt: str = ""
+    dot: str = ""
+
+
+BEHAVIOURS: Mapping[str, Behaviour] = {
+    "bounce": Behaviour("refused at RCPT for good", rcpt="550 5.1.1 no such mailbox"),
+    "unknown": Behaviour("the same", rcpt="550 5.1.1 no such mailbox"),
+    "full": Behaviour("refused at RCPT: mailbox full", rcpt="552 5.2.2 the mailbox is full"),
+    "defer": Behaviour(
+        "greylisted: put off on the first attempt of a sender, then taken", rcpt="451 4.7.1 greylisted, come back later"
+    ),
+    "always-defer": Behaviour("put off at RCPT, every time", rcpt="451 4.7.1 come back later"),
+    "421": Behaviour("the connection is closed at RCPT", rcpt="421 4.3.2 the sandbox closes this connection"),
+    "spam": Behaviour("refused after the content", dot="554 5.7.1 this looks like spam"),
+    "slow": Behaviour("taken, the reply comes after 3 seconds"),
+    "drop": Behaviour("the connection is closed after the content, without a reply"),
+}
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """The envelope of a message that the sandbox took, and what a list shows of it."""
+
+    id: str  # hexadecimal, in the order of arrival
+    received_at: datetime
+    sender: str
+    recipients: tuple[str, ...]
+    peer: str
+    helo: str
+    size: int  # bytes
+    subject: str = ""
+    parameters: str = ""  # of MAIL, as sent
+
+
+def list_messages(directory: Path) -> list[Stored]:
+    """The kept messages, oldest first; those that vanish meanwhile are left out."""
+    stored = (_read_envelope(path) for path in sorted(directory.glob("*.json")))
+    return [one for one in stored if one is not None]
+
+
+def read_message(directory: Path, message_id: str) -> tuple[Stored, bytes] | None:
+    """Envelope and content; None when there is no such message (any more)."""
+    if not MESSAGE_ID.fullmatch(message_id):
+        return None
+    stored = _read_envelope(directory / f"{message_id}.json")
+    try:
+        content = (directory / f"{message_id}.eml").read_bytes()
+    except FileNotFoundError:
+        return None
+    return (stored, content) if stored is not None else None
+
+
+class Sandbox:
+    """The exchanger: listens from `start()` to `stop()`; one event loop, one process."""
+
+    def __init__(
+        self, settings: config.Sandbox, directory: Path, *, hostname: str = "sandbox.localhost", slow: float = 3.0
+    ) -> None:
+        self._bind = settings.bind or Endpoint("127.0.0.1", 0)
+        self.hostname = hostname
+        self.slow = slow  # seconds that slow@ waits
+        self.kept = _Kept(directory, settings.keep)
+        self.stopping = asyncio.Event()
+        self._seen: dict[tuple[str, str], None] = {}
+        self._server: asyncio.Server | None = None
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    @property
+    def address(self) -> Endpoint:
+        """Where it listens, with the port that the system chose."""
+        assert self._server is not None, "not started"
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return Endpoint(host, port)
+
+    async def start(self) -> None:
+        """Raise OSError when the address cannot be bound or the directory not written."""
+        self.kept.open()
+        self._server = await asyncio.start_server(self._converse, self._bind.host, self._bind.port, backlog=1_024)
+        log.info("sandbox.started", address=str(self.address))
+
+    async def stop(self) -> None:
+        """Close the listener and every connection."""
+        if self._server is None:
+            return
+        self.stopping.set()
+        self._server.close()
+        for writer in self._open.values():
+            writer.transport.abort()
+        if self._open:
+            await asyncio.wait(list(self._open))
+        await self._server.wait_closed()
+        self._server = None
+
+    def greylists(self, sender: str, recipient: str) -> bool:
+        """True on the first attempt of this pair; remembers it."""
+        pair = (sender, recipient)
+        if pair in self._seen:
+            return False
+        if len(self._seen) >= MAX_PAIRS:
+            del self._seen[next(iter(self._seen))]
+        self._seen[pair] = None
+        return True
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[task] = writer
+        try:
+            await _Conversation(self, reader, writer).run()
+        except (OSError, asyncio.IncompleteReadError, TimeoutError):
+            pass  # gone or silent: there is nobody to tell
+        except Exception:  # one bad conversation must not end the others
+            log.exception("sandbox.conversation_crashed")
+        finally:
+            del self._open[task]
+            writer.close()
+
+
+class _Conversation:
+    """One connection. Replies to pipelined commands gather until there is nothing left to read (RFC 2920)."""
+
+    def __init__(self, sandbox: Sandbox, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._sandbox = sandbox
+        self._reader = reader
+        self._writer = writer
+        self._buffer = bytearray()
+        self._replies: list[str] = []
+        self._open = True
+        self._errors = 0
+        self._helo = ""
+        self._peer = str((writer.get_extra_info("peername") or ("?",))[0])
+        self._sender: str | None = None  # None: no transaction under way
+        self._parameters = ""
+        self._recipients: list[str] = []
+
+    async def run(self) -> None:
+        self._say(f"220 {self._sandbox.hostname} ESMTP mailerd sandbox")
+        while self._open:
+            line = await self._line()
+            if line is None:
+                self._close("500 5.5.2 line too long")
+            elif (text := _text(line)) is None:
+                self._fail("500 5.5.2 commands are UTF-8 text without control characters")
+            else:
+                verb, _, argument = text.partition(" ")
+                await self._command(verb.upper(), argument.strip())
+        await self._flush()
+
+    async def _command(self, verb: str, argument: str) -> None:
+        match verb:
+            case "EHLO" | "HELO":
+                self._hello(verb, argument)
+            case "MAIL":
+                self._mail(argument)
+            case "RCPT":
+                self._rcpt(argument)
+            case "DATA":
+                await self._data(argument)
+            case "RSET":
+                self._reset()
+                self._say("250 2.0.0 ok")
+            case "NOOP":
+                self._say("250 2.0.0 ok")
+            case "VRFY":
+                self._say("252 2.1.5 send and see")
+            case "QUIT":
+                self._close("221 2.0.0 bye")
+            case _:
+                self._fail("500 5.5.1 no such command here")
+
+    def _hello(self, verb: str, argument: str) -> None:
+        if not argument:
+            self._fail(f"501 5.5.4 say {verb} and your name")
+            return
+        self._reset()
+        self._helo = argument
+        if verb == "HELO":
+            self._say(f"250 {self._sandbox.hostname}")
+            return
+        keywords = ("PIPELINING", f"SIZE {MAX_SIZE}", "8BITMIME", "SMTPUTF8", "DSN", "ENHANCEDSTATUSCODES")
+        lines = (self._sandbox.hostname, *keywords)
+        self._say("\r\n".join(f"250{' ' if line is lines[-1] else '-'}{line}" for line in lines))
+
+    def _mail(self, argument: str) -> None:
+        match = MAIL.fullmatch(argument)
+        if not self._helo:
+            self._fail("503 5.5.1 say EHLO first")
+        elif self._sender is not None:
+            self._fail("503 5.5.1 a transaction is under way")
+        elif match is None:
+            self._fail("501 5.5.2 expected MAIL FROM:<address>")
+        elif (bad := _bad_parameter(match["parameters"], MAIL_PARAMETERS)) is not None:
+            self._fail(f"555 5.5.4 bad parameter {bad}")
+        elif (size := SIZE.search(match["parameters"])) and int(size[1]) > MAX_SIZE:
+            self._say(f"552 5.3.4 at most {MAX_SIZE} bytes")
+        elif not match["address"].isascii() and "SMTPUTF8" not in match["parameters"].upper().split():
+            self._say("553 5.6.7 this address needs SMTPUTF8")
+        else:
+            self._sender = match["address"]
+            self._parameters = match["parameters"].strip()
+            self._say("250 2.1.0 ok")
+
+    def _rcpt(self, argument: str) -> None:
+        match = RCPT.fullmatch(argument)
+        if self._sender is None:
+            self._fail("503 5.5.1 say MAIL first")
+        elif match is None:
+            self._fail("501 5.5.2 expected RCPT TO:<address>")
+        elif (bad := _bad_parameter(match["parameters"], RCPT_PARAMETERS)) is not None:
+            self._fail(f"555 5.5.4 bad parameter {bad}")
+        elif not match["address"].isascii() and "SMTPUTF8" not in self._parameters.upper().split():
+            self._say("553 5.6.7 this address needs SMTPUTF8")
+        elif len(self._recipients) == MAX_RECIPIENTS:
+            self._say("452 4.5.3 too many recipients")
+        else:
+            self._take_recipient(self._sender, match["address"])
+
+    def _take_recipient(self, sender: str, address: str) -> None:
+        name = _behaviour_name(address)
+        reply = BEHAVIOURS[name].rcpt if name else ""
+        if name == "defer" and not self._sandbox.greylists(sender, address):
+            reply = ""
+        if name == "421":
+            self._close(reply)
+        elif reply:
+            self._say(reply)
+        else:
+            self._recipients.append(address)
+            self._say("250 2.1.5 ok")
+
+    async def _data(self, argument: str) -> None:
+        if argument:
+            self._fail("501 5.5.4 DATA takes no argument")
+            return
+        if not self._recipients:
+            self._fail("503 5.5.1 no recipients" if self._sender is not None else "503 5.5.1 say MAIL first")
+            return
+        self._say("354 end with a dot on a line of its own")
+        content = await self._content()
+        names = {_behaviour_name(address) for address in self._recipients}
+        if "drop" in names:
+            self._open = False
+        elif content is None:
+            self._say(f"552 5.3.4 at most {MAX_SIZE} bytes")
+        elif "spam" in names:
+            self._say(BEHAVIOURS["spam"].dot)
+        else:
+            if "slow" in names:
+                await self._wait()
+            self._say(self._keep(content))
+        self._reset()
+
+    async def _wait(self) -> None:
+        """As long as slow@ takes; not longer than the sandbox lives."""
+        await self._flush()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._sandbox.slow):
+                await self._sandbox.stopping.wait()
+
+    def _keep(self, content: bytes) -> str:
+        stored = Stored(
+            id=self._sandbox.kept.next_id(),
+            received_at=datetime.now(UTC),
+            sender=self._sender or "",
+            recipients=tuple(self._recipients),
+            peer=self._peer,
+            helo=self._helo,
+            size=len(content),
+            subject=_subject(content),
+            parameters=self._parameters,
+        )
+        try:
+            self._sandbox.kept.add(stored, content)
+        except OSError as error:
+            log.warning("sandbox.write_failed", error=error.strerror)
+            return "452 4.3.1 the sandbox cannot write"
+        log.debug("sandbox.message_taken", id=stored.id, size=stored.size, recipients=len(stored.recipients))
+        return f"250 2.0.0 taken as {stored.id}"
+
+    def _reset(self) -> None:
+        self._sender = None
+        self._parameters = ""
+        self._recipients = []
+
+    # Lines in, replies out
+
+    def _say(self, reply: str) -> None:
+        self._replies.append(reply)
+
+    def _fail(self, reply: str) -> None:
+        """Refuse what makes no sense; too much of it ends the conversation."""
+        self._errors += 1
+        if self._errors > MAX_ERRORS:
+            self._close("421 4.7.0 too many errors")
+        else:
+            self._say(reply)
+
+    def _close(self, reply: str) -> None:
+        self._say(reply)
+        self._open = False
+
+    async def _flush(self) -> None:
+        if self._replies:
+            replies, self._replies = self._replies, []
+            self._writer.write("".join(f"{reply}\r\n" for reply in replies).encode())
+            await self._writer.drain()
+
+    async def _fill(self) -> None:
+        await self._flush()
+        async with asyncio.timeout(SILENCE):
+            data = await self._reader.read(CHUNK)
+        if not data:
+            raise asyncio.IncompleteReadError(bytes(self._buffer[:80]), None)
+        self._buffer += data
+
+    async def _line(self) -> bytes | None:
+        """The next command without its CRLF; None when it is too long."""
+        while (end := self._buffer.find(b"\r\n", 0, MAX_LINE)) < 0:
+            if len(self._buffer) >= MAX_LINE:
+                return None
+            await self._fill()
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 2]
+        return line
+
+    async def _content(self) -> bytes | None:
+        """The content up to its final dot, unstuffed (RFC 5321 4.5.2); None when it was too large and thrown away."""
+        self._buffer[:0] = b"\r\n"  # so that a dot in the first line looks like any other
+        searched, too_large = 0, False
+        while (end := self._buffer.find(b"\r\n.\r\n", searched)) < 0:
+            searched = max(0, len(self._buffer) - 4)  # the mark may begin in what is here
+            if len(self._buffer) > MAX_SIZE + 4:
+                too_large = True
+                del self._buffer[:searched]
+                searched = 0
+            await self._fill()
+        content = None if too_large or end > MAX_SIZE else bytes(self._buffer[: end + 2])
+        del self._buffer[: end + 5]
+        return content.replace(b"\r\n..", b"\r\n.")[2:] if content is not None else None
+
+
+class _Kept:
+    """The last messages on disk: content in ID.eml, then envelope in ID.json, which makes both visible."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self._directory = directory
+        self._keep = keep
+        self._ids: deque[str] = deque()
+        self._last = 0
+
+    def open(self) -> None:
+        """Make the directory, and tidy what a crash left half written."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        complete = {path.stem for path in self._directory.glob("*.json") if MESSAGE_ID.fullmatch(path.stem)}
+        for path in self._directory.iterdir():
+            if path.suffix == ".part" or (path.suffix == ".eml" and path.stem not in complete):
+                path.unlink(missing_ok=True)
+        self._ids = deque(sorted(complete))
+        self._last = int(self._ids[-1], 16) if self._ids else 0
+        self._prune()
+
+    def next_id(self) -> str:
+        """Microseconds since 1970, made unique and rising also when the clock is set back."""
+        self._last = max(self._last + 1, int(datetime.now(UTC).timestamp() * 1e6))
+        return f"{self._last:014x}"
+
+    def add(self, stored: Stored, content: bytes) -> None:
+        envelope = self._directory / f"{stored.id}.json"
+        part = envelope.with_suffix(".part")
+        # Nobody looks at the content before its envelope is there, so one rename is enough.
+        envelope.with_suffix(".eml").write_bytes(content)
+        part.write_bytes(msgspec.json.encode(stored))
+        part.rename(envelope)
+        self._ids.append(stored.id)
+        self._prune()
+
+    def _prune(self) -> None:
+        while len(self._ids) > self._keep:
+            oldest = self._ids.popleft()
+            (self._directory / f"{oldest}.json").unlink(missing_ok=True)
+            (self._directory / f"{oldest}.eml").unlink(missing_ok=True)
+
+
+MESSAGE_ID = re.compile(r"[0-9a-f]{14}", re.ASCII)
+PATH = r"<(?P<address>[^<>\x00-\x1f\x7f]{0,1000})>(?P<parameters>(?: +[^ ]+)*)"
+MAIL = re.compile(rf"FROM: *{PATH}", re.IGNORECASE)
+RCPT = re.compile(rf"TO: *{PATH.replace('{0,1000}', '{1,1000}')}", re.IGNORECASE)
+SIZE = re.compile(r" SIZE=([0-9]{1,20})\b", re.IGNORECASE | re.ASCII)
+MAIL_PARAMETERS = re.compile(
+    r"SIZE=[0-9]{1,20}|BODY=(7BIT|8BITMIME)|SMTPUTF8|RET=(FULL|HDRS)|ENVID=[!-~]{1,100}", re.IGNORECASE | re.ASCII
+)
+RCPT_PARAMETERS = re.compile(r"NOTIFY=[A-Z,]{1,40}|ORCPT=[A-Za-z0-9-]{1,40};[^ ]{1,900}", re.IGNORECASE)
+SUBJECT = re.compile(rb"^Subject:[ \t]*((?:[^\r\n]|\r\n[ \t])*)", re.IGNORECASE | re.MULTILINE)
+
+
+def _bad_parameter(parameters: str, known: re.Pattern[str]) -> str | None:
+    return next((one for one in parameters.split() if not known.fullmatch(one)), None)
+
+
+def _behaviour_name(address: str) -> str | None:
+    """The local part without its tag, when it is one that the sandbox acts on."""
+    name = address.rpartition("@")[0].partition("+")[0].lower()
+    return name if name in BEHAVIOURS else None
+
+
+def _text(line: bytes) -> str | None:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if text.isprintable() else None
+
+
+def _subject(content: bytes) -> str:
+    """For people: decoded, on one line, at most 200 characters; an undecodable one as it is."""
+    match = SUBJECT.search(content[: content.find(b"\r\n\r\n") + 1 or None])
+    raw = " ".join(match[1].decode("utf-8", "replace").split()) if match else ""
+    if "=?" in raw:
+        with contextlib.suppress(HeaderParseError, LookupError, ValueError):
+            raw = str(make_header(decode_header(raw)))
+    return "".join(char if char.isprintable() else " " for char in raw)[:200]
+
+
+def _read_envelope(path: Path) -> Stored | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Stored)
+    except (FileNotFoundError, ValueError, msgspec.DecodeError):
+        return None

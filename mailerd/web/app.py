@@ -1,0 +1,135 @@
+"""The application: every operation behind one frame that knows the caller, counts, logs, and answers problems."""
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+from aiohttp import web
+
+from mailerd import metrics
+from mailerd.errors import Refused, Unavailable
+from mailerd.web import emails, health, openapi, problems
+from mailerd.web.allowance import Allowances
+from mailerd.web.callers import authorize
+from mailerd.web.cursors import Cursors
+from mailerd.web.operations import Call, Operation, Tools
+from mailerd.web.problems import UNAVAILABLE_WAIT, ProblemError
+from mailerd.web.reading import BodyReader
+from mailerd.web.services import Services
+
+log = structlog.get_logger()
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+OPERATIONS: tuple[Operation, ...] = (*emails.OPERATIONS, *health.OPERATIONS, openapi.OPERATION)
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+CALL = web.RequestKey("call", Call)
+
+
+def build_app(services: Services) -> web.Application:
+    """Return the application; it holds no resources of its own and needs no start or stop."""
+    tools = Tools(
+        services=services,
+        cursors=Cursors(services.cursor_key),
+        allowances=Allowances(services.limits.workers),
+        reader=BodyReader(services.limits),
+        document=openapi.document(OPERATIONS),
+    )
+    app = web.Application(middlewares=[_frame])
+    expect = _expect_handler(services.limits.max_body)
+    for operation in OPERATIONS:
+        app.router.add_route(operation.method, operation.path, _bound(operation, tools), expect_handler=expect)
+    return app
+
+
+def new_request_id() -> str:
+    return f"req_{secrets.token_hex(12)}"
+
+
+@web.middleware
+async def _frame(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every request goes through here, also those that no route takes; nothing but a response comes out."""
+    started = time.perf_counter()
+    given = request.headers.get("X-Request-Id", "")
+    request_id = given if REQUEST_ID.fullmatch(given) else new_request_id()
+    try:
+        response = await handler(request)
+    except ConnectionError:  # the client has gone: nobody is left to answer
+        log.info("http.disconnected", request_id=request_id, method=request.method, path=request.path[:200])
+        raise
+    except Exception as error:  # whatever it is, the client gets a problem and not its text
+        response = _problem_of(error, request_id).answer(request_id)
+    response.headers["X-Request-Id"] = request_id
+    call = request.get(CALL)
+    if call and call.allowance:
+        response.headers.update(call.allowance.headers())
+    _account(request, request_id, call, response.status, time.perf_counter() - started)
+    return response
+
+
+def _problem_of(error: Exception, request_id: str) -> ProblemError:
+    match error:
+        case ProblemError():
+            return error
+        case Refused():
+            return problems.of_refusal(error)
+        case Unavailable():
+            log.error("http.unavailable", request_id=request_id, error=str(error))
+            detail = "Nothing was done; send it again."
+            return ProblemError(503, "unavailable", detail, retry_after=UNAVAILABLE_WAIT)
+        case TimeoutError():
+            log.error("http.timed_out", request_id=request_id)
+            detail = (
+                "It is not known whether it was done; send it again, with the same Idempotency-Key if there was one."
+            )
+            return ProblemError(503, "timeout", detail, retry_after=UNAVAILABLE_WAIT)
+        case web.HTTPNotFound():
+            return ProblemError(404, "not_found", "No such path; /api/v1/openapi.json lists what there is.")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return ProblemError(405, "method_not_allowed", f"This path takes {allowed}.", headers={"Allow": allowed})
+        case _:
+            log.error("http.crashed", request_id=request_id, exc_info=error)
+            detail = "This is our fault; our log has it under the request_id."
+            return ProblemError(500, "internal_error", detail)
+
+
+def _account(request: web.Request, request_id: str, call: Call | None, status: int, seconds: float) -> None:
+    operation = call.operation.id if call else "none"
+    metrics.requested(operation, status, seconds)
+    log.info(
+        "http.answered",
+        request_id=request_id,
+        method=request.method,
+        path=request.path[:200],
+        status=status,
+        milliseconds=round(seconds * 1000, 1),
+        peer=request.remote,
+        operation=operation,
+        credential=call.credential.name if call and call.credential else "",
+        **(call.facts if call else {}),
+    )
+
+
+def _bound(operation: Operation, tools: Tools) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        async with asyncio.timeout(tools.services.limits.handling) as deadline:
+            call = request[CALL] = Call(request=request, operation=operation, tools=tools, deadline=deadline)
+            if operation.scope is not None:
+                call.credential = await authorize(call, operation.scope)
+            return await operation.handler(call)
+
+    return handle
+
+
+def _expect_handler(max_body: int) -> Callable[[web.Request], Awaitable[None]]:
+    async def expect(request: web.Request) -> None:
+        """Ask for the body when the client waits for that, unless it will be refused for its size anyway."""
+        waits = request.headers.get("Expect", "").lower() == "100-continue" and request.version >= (1, 1)
+        if waits and (request.content_length or 0) <= max_body:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # it is no part of the response
+
+    return expect

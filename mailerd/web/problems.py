@@ -1,0 +1,182 @@
+"""Everything that goes wrong over HTTP, in one shape: application/problem+json (RFC 9457)."""
+
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from mailerd.errors import Refused
+
+MEDIA_TYPE = "application/problem+json"
+UNAVAILABLE_WAIT = 5  # seconds a client should leave us alone when the database is away
+TITLES = {
+    "malformed_json": "The body is not JSON",
+    "malformed_request": "The request is not HTTP",
+    "invalid_cursor": "The cursor does not belong to this search",
+    "invalid_idempotency_key": "The Idempotency-Key cannot be used",
+    "unauthorized": "A valid API key is needed",
+    "forbidden": "The API key may not do this",
+    "not_found": "There is nothing here",
+    "method_not_allowed": "This cannot be done here",
+    "request_timeout": "The body came too slowly",
+    "idempotency_in_progress": "The same request is being worked on",
+    "message_finished": "Every recipient has its final state",
+    "body_too_large": "The body is too large",
+    "message_too_large": "The message is too large",
+    "unsupported_media_type": "The body is of a type that is not taken",
+    "invalid": "The request is not valid",
+    "idempotency_key_reused": "The Idempotency-Key stands for another request",
+    "nothing_accepted": "No message of the batch was accepted",
+    "rate_limited": "Too many requests",
+    "internal_error": "Something went wrong on our side",
+    "unavailable": "Not possible right now",
+    "timeout": "It took too long",
+    "busy": "Too much at once",
+    "not_ready": "Not ready",
+}
+"""Our own codes; a refusal of the relay brings its own code and gets the title of its status."""
+
+
+class FieldError(Struct, frozen=True, omit_defaults=True):
+    """One thing wrong with the request: where in the body (RFC 6901) or in which query parameter, and what."""
+
+    code: str
+    detail: str
+    pointer: str = ""
+    parameter: str = ""
+
+
+class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """RFC 9457. Branch on `code`: it does not change; `title` and `detail` are for people."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    instance: str
+    request_id: str
+    errors: tuple[FieldError, ...] = ()
+    retry_after: int | None = None  # seconds
+
+
+class ProblemError(Exception):
+    """A request ends here, with this problem as its answer. All texts are public."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        retry_after: int | None = None,
+        close: bool = False,
+    ) -> None:
+        super().__init__(f"{status} {code}: {detail}")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+        self.retry_after = retry_after
+        self.close = close  # the connection with it: what is left of the body is not worth reading
+
+    def under(self, pointer: str) -> "ProblemError":
+        """The same problem with something inside the body: there stands what was at fault."""
+        errors = [msgspec.structs.replace(error, pointer=pointer + error.pointer) for error in self.errors]
+        errors = errors or [FieldError(self.code, self.detail, pointer=pointer)]
+        return ProblemError(self.status, self.code, self.detail, errors=errors)
+
+    def answer(self, request_id: str) -> web.Response:
+        problem = Problem(
+            type=f"urn:mailerd:problem:{self.code}",
+            title=TITLES.get(self.code) or HTTPStatus(self.status).phrase,
+            status=self.status,
+            code=self.code,
+            detail=self.detail,
+            instance=f"urn:mailerd:request:{request_id}",
+            request_id=request_id,
+            errors=self.errors,
+            retry_after=self.retry_after,
+        )
+        response = web.Response(
+            status=self.status, body=msgspec.json.encode(problem), content_type=MEDIA_TYPE, headers=self.headers
+        )
+        if self.retry_after is not None:
+            response.headers["Retry-After"] = str(self.retry_after)
+        if self.close:
+            response.force_close()
+        return response
+
+
+def invalid(errors: Sequence[FieldError]) -> ProblemError:
+    """422, with everything that was found."""
+    detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} things are wrong with the request; see errors."
+    return ProblemError(422, "invalid", detail, errors=errors)
+
+
+def of_refusal(refusal: Refused) -> ProblemError:
+    """What the relay would not take. A field is named as a pointer, with or without the first slash."""
+    status = refusal.http
+    field = refusal.field and "/" + refusal.field.lstrip("/")
+    errors = [FieldError(refusal.name, refusal.text, pointer=field)] if field else []
+    wait = UNAVAILABLE_WAIT if status in (429, 503) else None
+    return ProblemError(status, refusal.name, refusal.text, errors=errors, retry_after=wait)
+
+
+T = TypeVar("T")
+
+
+def decode(body: bytes | msgspec.Raw, type_: type[T]) -> T:
+    """Read JSON as `type_`; raises `ProblemError` 400 for what is not JSON, 422 for what is not a `type_`."""
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except msgspec.ValidationError as error:
+        raise invalid([of_validation(error)]) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProblemError(400, "malformed_json", f"The body is not JSON in UTF-8: {_where(error)}.") from None
+    except RecursionError:
+        raise ProblemError(400, "malformed_json", "The body is nested too deeply.") from None
+
+
+def _where(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"invalid bytes at {error.start}"
+    return str(error).removeprefix("JSON is malformed: ")
+
+
+PATH = re.compile(r" - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`$")
+STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
+MEMBER = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL)
+MAX_NAME = 80
+
+
+def of_validation(error: msgspec.ValidationError) -> FieldError:
+    """Turn msgspec's sentence (`Expected `str`, got `int` - at `$.to[1].email``) into a pointer, a code and a text."""
+    text = str(error)
+    pointer = ""
+    if place := PATH.search(text):
+        text = text[: place.start()]
+        pointer = "".join(f"/{escape(name or index)}" for name, index in STEP.findall(place["path"]) if name or index)
+    member = MEMBER.fullmatch(text)
+    if member is None:
+        return FieldError("invalid_value", text + ".", pointer=pointer)
+    name = _printable(member["name"])
+    if member["what"].startswith("missing"):
+        return FieldError("missing_field", f"The field {name} is required.", pointer=f"{pointer}/{escape(name)}")
+    return FieldError("unknown_field", f"There is no field {name}.", pointer=f"{pointer}/{escape(name)}")
+
+
+def _printable(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name[:MAX_NAME])
+
+
+def escape(name: str) -> str:
+    """A member's name as a step of a JSON pointer."""
+    return name.replace("~", "~0").replace("/", "~1")  # RFC 6901 section 3

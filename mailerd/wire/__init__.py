@@ -1,0 +1,1 @@
+"""Bytes and values: formats and dialogues without socket, clock or SQL."""

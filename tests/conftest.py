@@ -1,0 +1,24 @@
+"""Fixtures that every test may use."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.support.postgres import TestPostgres
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestPostgres]:
+    """One embedded PostgreSQL for the test session, with a migrated template database."""
+    server = TestPostgres(tmp_path_factory.mktemp("postgres"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def database(postgres: TestPostgres) -> AsyncIterator[str]:
+    """The URL of a fresh database with the current schema."""
+    name = await postgres.fresh()
+    yield postgres.url_of(name)
+    await postgres.drop(name)

@@ -1,0 +1,67 @@
+"""Databases for tests: one embedded server of the session, and for each test a fresh copy of a migrated template."""
+
+import asyncio
+import itertools
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mailerd import db
+from mailerd.config import Database, Size
+from mailerd.db.embedded import EmbeddedPostgres
+from mailerd.db.migrate import ensure_event_partitions, migrate
+
+TEMPLATE = "template_mailerd"
+# Most tests are about behaviour; those about durability start servers of their own.
+FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "autovacuum": "off"}
+SMALL = Database(shared_buffers=Size(32 * 1024**2), max_wal_size=Size(256 * 1024**2))
+
+
+class TestPostgres:
+    """An embedded server with a migrated template; `fresh` and `drop` are the whole of it."""
+
+    __test__ = False
+
+    def __init__(self, data_dir: Path) -> None:
+        self._server = EmbeddedPostgres(data_dir, SMALL, connections=200, settings=FAST)
+        self._numbers = itertools.count(1)
+        self._loop = asyncio.new_event_loop()  # of starting and stopping; the tests have their own
+
+    @property
+    def url(self) -> str:
+        return self.url_of("mailerd")
+
+    def url_of(self, database: str) -> str:
+        return self._server.url.replace("/mailerd?", f"/{database}?")
+
+    def start(self) -> None:
+        self._run(self._server.start())
+        self._run(self._make_template())
+
+    def stop(self) -> None:
+        self._run(self._server.stop())
+        self._loop.close()
+
+    async def fresh(self, *, migrated: bool = True) -> str:
+        """The name of a new database: empty, or with the current schema."""
+        name = f"test_{next(self._numbers)}"
+        template = TEMPLATE if migrated else "template0"
+        async with db.connected(self.url) as connection:
+            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        return name
+
+    async def drop(self, name: str) -> None:
+        """Remove it, whoever is still connected."""
+        async with db.connected(self.url) as connection:
+            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    async def _make_template(self) -> None:
+        async with db.connected(self.url) as connection:
+            await connection.execute(f"CREATE DATABASE {TEMPLATE}")
+        async with db.connected(self.url_of(TEMPLATE)) as connection:
+            await migrate(connection)
+            await ensure_event_partitions(connection, datetime.now(UTC))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._loop.run_until_complete(work)
