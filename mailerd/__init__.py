@@ -1,10 +1,10 @@
 """mailerd: a self-hosted mail delivery daemon.
 
-The way of a message: `intake` takes it and commits it, `queue` keeps it, `delivery` routes, signs and sends it, and what
-happened is appended to `events`. `web` and `cli` look and steer; `worker` runs all of it in one process, `daemon`
-watches the workers. Imports go only left along
+The way of a message: `intake` takes it and commits it, `queue` keeps it, `delivery` routes, signs and sends it, and
+what happened is appended to `events`. `web` and `cli` look and steer; `relay` puts intake, queue and delivery together,
+`worker` runs that in one process, `daemon` watches the workers. Imports go only left along
 
-    errors < wire < config < db < events < queue < delivery < intake < web < worker < daemon < cli
+    errors < wire < config < db < events < metrics < queue < delivery < intake < relay < web < worker < daemon < cli
 
 Glossary (one word, one meaning):
 

@@ -50,7 +50,10 @@ class Control:
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
         """Ping while the block runs, and die with the main process."""
-        tasks = [asyncio.create_task(self._ping(), name="ping"), asyncio.create_task(self._watch(), name="main process")]
+        tasks = [
+            asyncio.create_task(self._ping(), name="ping"),
+            asyncio.create_task(self._watch(), name="main process"),
+        ]
         try:
             yield
         finally:

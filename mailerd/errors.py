@@ -28,7 +28,7 @@ class ConfigError(MailerdError):
         self.problems = problems
 
 
-class Refused(MailerdError):
+class Refused(MailerdError):  # noqa: N818 - nothing went wrong
     """Ours to give: what was asked cannot be done, and the asker should know why.
 
     `code` and `enhanced` are the SMTP reply (RFC 5321, RFC 3463), `name` the stable snake_case word that HTTP clients
@@ -45,7 +45,7 @@ class Refused(MailerdError):
         self.http = http or (422 if code >= 500 else 429)
 
 
-class Unavailable(MailerdError):
+class Unavailable(MailerdError):  # noqa: N818
     """Our own trouble (database away, disk full, no memory): 451 4.3.0 in SMTP, 503 in HTTP. Nothing was accepted."""
 
 

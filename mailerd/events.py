@@ -1,7 +1,7 @@
 """Events: facts in the past tense, appended in the transaction of the change they report.
 
-`message.accepted` stands once for each recipient; the first of a message also carries what is true of the whole message.
-Then come `recipient.delivered`, `recipient.deferred`, `recipient.bounced` (each an attempt, with the peer's reply),
+`message.accepted` stands once for each recipient; the first of a message also carries what is true of all of it. Then
+come `recipient.delivered`, `recipient.deferred`, `recipient.bounced` (each an attempt, with the peer's reply),
 `recipient.expired`, `recipient.cancelled`, and `recipient.held` and `recipient.released` for what operators do.
 """
 
@@ -48,7 +48,7 @@ def parameters(events: Sequence[Event]) -> tuple[list[Any], ...]:
     )
 
 
-APPEND = f"INSERT INTO events ({COLUMNS}) SELECT * FROM {rows_sql(1)}"  # noqa: S608 - our own column names
+APPEND = f"INSERT INTO events ({COLUMNS}) SELECT * FROM {rows_sql(1)}"
 
 OF_MESSAGE = """
     SELECT at, type, message_id, n, address, tenant, data FROM events

@@ -5,10 +5,6 @@ import os
 import signal
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import asyncpg
 import msgspec
@@ -19,26 +15,15 @@ from mailerd import logs
 from mailerd.assignment import Assignment, Control, read_assignment
 from mailerd.config import Config, load
 from mailerd.db import connect_pool
-from mailerd.delivery.attempt import Attempts
-from mailerd.delivery.dispatcher import Dispatcher
-from mailerd.delivery.identity import Identity
-from mailerd.delivery.notices import Notices
-from mailerd.delivery.resolver import Resolver
-from mailerd.delivery.routing import Router
-from mailerd.delivery.settler import Settler
 from mailerd.intake.authenticator import Authenticator
 from mailerd.intake.credentials import CredentialStore
-from mailerd.intake.idempotency import IdempotencyStore
 from mailerd.intake.smtp_content import Memory
 from mailerd.intake.smtp_listener import SmtpListener, server_context
-from mailerd.intake.submission import Submitter
-from mailerd.queue import journal
-from mailerd.queue.commit import LOST, GroupCommit
+from mailerd.queue.commit import LOST
 from mailerd.queue.control import CHANNEL, ControlStore, MessageControl, Selection
-from mailerd.queue.ids import IdMaker, first_id_at
-from mailerd.queue.store import QueueStore
 from mailerd.queue.trace import TraceStore
 from mailerd.queue.workers import BEAT_EVERY, Watch, WorkerStore
+from mailerd.relay import Relay, utc_now
 from mailerd.web.app import build_app
 from mailerd.web.server import HttpServer
 from mailerd.web.services import Limits, Services
@@ -59,10 +44,6 @@ def main() -> None:
     config = msgspec.structs.replace(config, hostname=config.hostname or socket.getfqdn(), data_dir=assignment.data_dir)
     logs.set_up(config.log)
     uvloop.run(Worker(config, assignment).run())
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 class Worker:
@@ -89,72 +70,23 @@ class Worker:
     async def _start(self) -> None:
         config = self._config
         self._pool = await connect_pool(self._assignment.database_url, min=1, max=config.database.connections)
-        self._workers_store = WorkerStore(self._pool)
-        self._number = await self._workers_store.register(self._assignment.node, os.getpid())
-        self._journal = journal.Journal(Path(config.data_dir) / "journal" / str(self._number))
-        keep_bodies = config.retention.bodies > 0
-        self._store = QueueStore(self._pool, keep_bodies=keep_bodies)
-        ids = IdMaker(self._number, lambda: int(time.time() * 1000))
-        self._settler = Settler(
-            self._store,
-            self._journal,
-            worker=self._number,
-            settled=lambda recipients: self._dispatcher.release(recipients),
-        )
-        self._resolver = Resolver(config.resolver)
-        self._router = Router(config, self._resolver)
-        transactional = config.streams.get("transactional")
-        self._signers = ThreadPoolExecutor(1, "dkim") if self._workers < len(os.sched_getaffinity(0)) else None
-        attempts = Attempts(
+        self._leases = WorkerStore(self._pool)
+        self._number = await self._leases.register(self._assignment.node, os.getpid())
+        self._last_beat = time.monotonic()
+        self._relay = Relay(
             config,
-            store=self._store,
-            identity=Identity(config),
-            settler=self._settler,
-            notices=Notices(
-                hostname=config.hostname, pool=transactional.pool if transactional else "default", next_id=ids.next
-            ),
-            journal=self._journal,
-            clock=utc_now,
-            signers=self._signers,
-        )
-        self._dispatcher = Dispatcher(
-            config,
-            router=self._router,
-            store=self._store,
-            attempts=attempts,
-            settler=self._settler,
-            worker=self._number,
+            self._pool,
+            self._number,
             workers=self._workers,
-            clock=utc_now,
             silent_for=lambda: time.monotonic() - self._last_beat,
         )
-        self._commit = GroupCommit(
-            self._store,
-            worker=self._number,
-            keep=self._dispatcher.keep,
-            kept=self._dispatcher.offer,
-            dropped=self._dispatcher.drop,
-            clock=utc_now,
-        )
-        self._idempotency = IdempotencyStore(self._pool)
-        self._submitter = Submitter(
-            config,
-            commit=self._commit,
-            store=self._store,
-            wake=self._dispatcher.wake,
-            idempotency=self._idempotency,
-            ids=ids,
-            clock=utc_now,
-            workers=self._workers,
-        )
-        self._steering = MessageControl(ControlStore(self._pool, keep_bodies=keep_bodies), utc_now)
         self._background = [
             asyncio.create_task(work, name=name)
             for work, name in (
                 (self._beat(), "beat"),
                 (self._sweep(), "sweep"),
                 (self._listen(), "recall"),
-                (self._dispatcher.run(), "dispatcher"),
+                (self._relay.dispatcher.run(), "dispatcher"),
             )
         ]
         await self._open_listeners()
@@ -171,7 +103,7 @@ class Worker:
                 socket.socket(fileno=descriptor),
                 limits=config.smtp,
                 hostname=config.hostname,
-                submitter=self._submitter,
+                submitter=self._relay.submitter,
                 authenticator=authenticator,
                 memory=memory,
                 tls=tls,
@@ -189,12 +121,13 @@ class Worker:
             max_recipients=config.smtp.max_recipients,
             memory=config.smtp.data_memory,
             stop=STOP_HTTP,
+            workers=self._workers,
         )
         services = Services(
-            submitter=self._submitter,
+            submitter=self._relay.submitter,
             authenticator=authenticator,
             mail=TraceStore(self._pool),
-            control=self._steering,
+            control=MessageControl(ControlStore(self._pool, keep_bodies=config.retention.bodies > 0), utc_now),
             ping=self._ping,
             stopping=self._stopping.is_set,
             cursor_key=await credentials.secret(),
@@ -217,33 +150,22 @@ class Worker:
             await asyncio.sleep(BEAT_EVERY)
             begun = time.monotonic()
             try:
-                if not await self._workers_store.beat(self._number):
+                if not await self._leases.beat(self._number):
                     log.error("worker.declared_dead", number=self._number)
                     os.kill(os.getpid(), signal.SIGKILL)  # others have our mail: send nothing more, settle nothing more
                 self._last_beat = begun
-                for dead in watch.dead(await self._workers_store.all(), begun):
-                    freed = await self._workers_store.release(dead.number, None)
+                for dead in watch.dead(await self._leases.all(), begun):
+                    freed = await self._leases.release(dead.number, None)
                     log.warning("worker.taken_over", number=dead.number, node=dead.node, recipients=freed)
-                    self._dispatcher.wake()
+                    self._relay.dispatcher.wake()
             except LOST as error:
                 watch.blind()
                 log.warning("beat.missed", error=str(error))
 
     async def _sweep(self) -> None:
-        """Expire, and mend and forget what accumulates."""
-        retention = self._config.retention
         while True:
             try:
-                await self._dispatcher.expire()
-                self._dispatcher.forget_unblocked()
-                now = utc_now()
-                bodies_before = now - timedelta(seconds=retention.bodies)
-                await self._store.mend_queues()
-                await self._store.forget(
-                    now=now,
-                    bodies_before=first_id_at(int(bodies_before.timestamp() * 1000)) if retention.bodies else None,
-                )
-                await self._idempotency.forget(now - timedelta(seconds=retention.idempotency_keys))
+                await self._relay.sweep()
             except LOST as error:
                 log.warning("sweep.interrupted", error=str(error))
             except Exception:
@@ -265,10 +187,10 @@ class Worker:
 
     def _on_recall(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         selection = msgspec.json.decode(str(payload), type=Selection)
-        count = self._dispatcher.recall(selection)
+        count = self._relay.dispatcher.recall(selection)
         if count:
             log.info("mail.recalled", recipients=count)
-        self._dispatcher.wake()
+        self._relay.dispatcher.wake()
 
     # the end
 
@@ -278,17 +200,12 @@ class Worker:
         await asyncio.gather(
             *(listener.stop(STOP_INTAKE) for listener in self._listeners), *(server.stop() for server in self._http)
         )
-        await self._commit.drained()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(STOP_DELIVERY):
-                await self._dispatcher.stop()
+        await self._relay.stop(STOP_DELIVERY)
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self._resolver.close()
         # What was cut off is still ours, and the journal says which of it may have been sent.
-        path = Path(self._config.data_dir) / "journal" / str(self._number)
-        freed = await self._workers_store.release(self._number, journal.read(path))
-        self._journal.remove()
+        freed = await self._leases.release(self._number, self._relay.journal.read())
+        self._relay.journal.remove()
         await self._pool.close()
         log.info("worker.stopped", number=self._number, released=freed)

@@ -55,6 +55,7 @@ async def test_it_serves_when_it_says_so_and_stops_in_order_when_told(make):
 
     status, _ = await daemon.stop()
     assert status == 0
+    assert len(list(daemon.data_dir.glob("ended-*"))) == 2  # both workers came to their own end
     assert running_url(daemon.data_dir) is None
     assert not (daemon.data_dir / "postgres" / "postmaster.pid").exists()
 
@@ -112,10 +113,11 @@ async def test_postgresql_killed_under_the_daemon_comes_back_at_the_same_place(m
     await daemon.ready()
     url = running_url(daemon.data_dir)
     assert url is not None
-    pid = int((daemon.data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+    file = daemon.data_dir / "postgres" / "postmaster.pid"
+    pid = file.read_text().split()[0]
 
-    os.kill(pid, signal.SIGKILL)
-    while running_url(daemon.data_dir) is None:
+    os.kill(int(pid), signal.SIGKILL)
+    while not file.exists() or file.read_text().split()[:1] in ([], [pid]):
         await asyncio.sleep(0.02)
 
     async with db.connected(url, patience=10) as connection:
@@ -149,7 +151,9 @@ async def test_a_second_interrupt_does_not_wait_for_stubborn_workers(make):
 async def test_an_address_in_use_is_named(make):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        daemon = make(more=f"listeners: [{{bind: '127.0.0.1:{port}', starttls: off, auth: trusted, trusted: [127.0.0.0/8]}}]\n")
+        daemon = make(
+            more=f"listeners: [{{bind: '127.0.0.1:{port}', starttls: off, auth: trusted, trusted: [127.0.0.0/8]}}]\n"
+        )
         await daemon.start()
         status, error = await daemon.ended()
     assert status == os.EX_UNAVAILABLE
@@ -195,9 +199,7 @@ def test_the_service_takes_its_variables_away_from_children():
 async def test_a_worker_that_falls_silent_is_killed_and_replaced():
     deaths: asyncio.Queue[int] = asyncio.Queue()
     nothing = Assignment("", "", "", "", [], [], -1)
-    workers = Workers(
-        1, (sys.executable, "-m", "tests.support.stand_in", "mute"), nothing, [], deaths.put, silence=1.0
-    )
+    workers = Workers(1, (sys.executable, "-m", "tests.support.stand_in", "mute"), nothing, [], deaths.put, silence=1.0)
     starting = asyncio.create_task(workers.start())
 
     first, second = await deaths.get(), await deaths.get()

@@ -6,11 +6,12 @@ next start finds everything committed.
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from mailerd.daemon.service import Service
 from mailerd.daemon.sockets import Sockets, open_sockets
 from mailerd.daemon.workers import Workers
 from mailerd.db.embedded import EmbeddedPostgres
-from mailerd.db.migrate import ensure_event_partitions, migrate
+from mailerd.db.migrate import drop_event_partitions, ensure_event_partitions, migrate
 from mailerd.errors import DatabaseError
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ async def run(config: Config, config_path: str | Path, *, worker_command: Sequen
     except DatabaseError as error:
         return _fail(str(error), os.EX_UNAVAILABLE)
     return os.EX_OK
+
+
+def share_metrics(directory: Path) -> None:
+    """Have the workers count into files of one directory, where each of them can add up all (see `mailerd.metrics`)."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
 
 
 def _fail(text: str, status: int) -> int:
@@ -100,6 +108,7 @@ class Daemon:
         key = await self._first_key()
         await self._start_sandbox()
         self._service.status("starting the workers")
+        share_metrics(self._data_dir.path / "metrics")
         await self._start_workers(url)
         if key is not None:
             print(f"mailerd api-key {key} (kept in {self._data_dir.path / 'api-key'})", flush=True)
@@ -165,10 +174,12 @@ class Daemon:
         self._spawn(self._keep_house(), "housekeeping")
         if self._service.watchdog_every is not None:
             self._spawn(self._feed_watchdog(self._service.watchdog_every), "watchdog")
-        await asyncio.gather(self._workers.failed(), *self._tasks)  # until one of them fails, which must not go unseen
+        # Until one of them fails, which must not go unseen. Shielded: they go on while the workers stop in order.
+        await asyncio.gather(*map(asyncio.shield, [*self._workers.tasks, *self._tasks]))
 
     async def on_worker_death(self, pid: int | None) -> None:
         """Free what the dead worker owned, so that others may take it; None: every worker of this node is dead."""
+        from mailerd import metrics
         from mailerd.queue import journal
         from mailerd.queue.workers import WorkerStore
 
@@ -179,6 +190,7 @@ class Daemon:
                 file = self._data_dir.path / "journal" / str(worker.number)
                 freed = await store.release(worker.number, journal.read(file))
                 file.unlink(missing_ok=True)
+                metrics.forget_process(worker.pid)
                 log.info("worker.released", number=worker.number, pid=worker.pid, recipients=freed)
 
     async def _keep_house(self) -> None:
@@ -191,8 +203,10 @@ class Daemon:
                 if self._postgres is not None:
                     await self._postgres.turn_log_over()
                 if loop.time() >= partitions_at and self._pool is not None:
+                    now = datetime.now(UTC)
                     async with self._pool.acquire() as connection:
-                        await ensure_event_partitions(connection, datetime.now(UTC))
+                        await ensure_event_partitions(connection, now)
+                        await drop_event_partitions(connection, now - timedelta(seconds=self._config.retention.events))
                     partitions_at = loop.time() + PARTITIONS_EVERY
             except Exception:  # again at the next tick
                 log.exception("housekeeping.failed")

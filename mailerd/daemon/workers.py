@@ -12,7 +12,7 @@ import structlog
 
 from mailerd.assignment import SILENCE, Assignment
 from mailerd.daemon.data_dir import StartError
-from mailerd.processes import end, ended
+from mailerd.processes import ended
 
 log = structlog.get_logger()
 
@@ -103,7 +103,7 @@ class Workers:
         self._on_death = on_death
         self._silence = silence
         self._living: set[Worker] = set()
-        self._tasks: list[asyncio.Task[None]] = []
+        self.tasks: list[asyncio.Task[None]] = []  # one for each worker; they end only by a failure of the watching
         self._stopping = False
         self._all_ready = asyncio.Event()
         self.restarts = 0
@@ -114,19 +114,15 @@ class Workers:
 
     async def start(self) -> None:
         """Start all and wait until all are ready; `StartError` when one keeps dying instead."""
-        self._tasks = [asyncio.create_task(self._keep(), name=f"worker {n}") for n in range(self._count)]
+        self.tasks = [asyncio.create_task(self._keep(), name=f"worker {n}") for n in range(self._count)]
         ready = asyncio.create_task(self._all_ready.wait())
         try:
-            await asyncio.wait([ready, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([ready, *self.tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
             ready.cancel()
-        for task in self._tasks:
+        for task in self.tasks:
             if task.done():
                 task.result()
-
-    async def failed(self) -> None:
-        """Wait for a failure of the watching itself, and raise it."""
-        await asyncio.gather(*self._tasks)
 
     async def stop(self, patience: float, hasten: asyncio.Event) -> None:
         """SIGTERM to all; SIGKILL to those left after `patience` seconds or when `hasten` is set."""
@@ -150,9 +146,9 @@ class Workers:
         waiter.cancel()
         if pending:
             await asyncio.wait(pending)
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def _keep(self) -> None:
         wait, longest = RESTARTS

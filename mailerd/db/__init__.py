@@ -31,7 +31,13 @@ PATIENCE = 60.0  # seconds for a server that is still starting, or not yet there
 COMMAND_TIMEOUT = 60.0  # seconds of one statement: a network that swallows packets must not hang a worker
 
 # What a server that will be there soon says, or what one says that is not there yet.
-NOT_YET = (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
+NOT_YET = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+)
 
 
 async def connect(url: str, *, patience: float = 0.0) -> Connection:
@@ -92,13 +98,23 @@ async def connect_pool(
         url,
         min_size=min,
         max_size=max,
-        init=_prepare,
+        init=_prepare_pooled,
         reset=_leave,
         command_timeout=COMMAND_TIMEOUT,
         timeout=10,
         max_inactive_connection_lifetime=idle,
         server_settings={"application_name": application_name},
     )
+
+
+async def _prepare_pooled(connection: Any) -> None:
+    """The codecs, and plans by key only.
+
+    A prepared statement keeps its plan. One made while the queue is nearly empty would read whole tables, and go on
+    doing so when there are a million rows; all our statements find their rows by an index, whatever the size.
+    """
+    await _prepare(connection)
+    await connection.execute("SET enable_seqscan = off; SET enable_mergejoin = off; SET jit = off")
 
 
 async def _prepare(connection: Any) -> None:

@@ -332,7 +332,8 @@ def _check_major(cluster: Path) -> None:
         raise DatabaseError(
             f"{cluster} was made by PostgreSQL {found}, this mailerd brings PostgreSQL {MAJOR}. Nothing was changed. "
             f"To go on: with the programs of PostgreSQL {found} run "
-            f"`postgres -D {cluster} -k /tmp -c listen_addresses=` and `pg_dump -h /tmp -U {USER} -Fc -f mailerd.dump {DATABASE}`, stop it, move {cluster} away, start "
+            f"`postgres -D {cluster} -k /tmp -c listen_addresses=` and "
+            f"`pg_dump -h /tmp -U {USER} -Fc -f mailerd.dump {DATABASE}`, stop it, move {cluster} away, start "
             f"mailerd once to make a new cluster, stop it, and bring the dump back with PostgreSQL {MAJOR}'s "
             f"`pg_restore --clean --if-exists`; or use `pg_upgrade`. README, section Upgrading PostgreSQL"
         )

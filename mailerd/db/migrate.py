@@ -18,6 +18,7 @@ log = structlog.get_logger()
 
 LOCK = 0x6D61696C  # of every change of the schema, all nodes together
 FILE = re.compile(r"(?P<version>\d{4})_(?P<name>\w+)\.sql")
+PARTITION = re.compile(r"events_[0-9]{4}_[0-9]{2}")
 MONTHS = 3  # of partitions kept ready: this one and the next two
 
 TABLE = """
@@ -94,7 +95,8 @@ def _check(applied: dict[int, str], known: Sequence[Migration]) -> None:
     if unknown := sorted(applied.keys() - ours.keys()):
         raise DatabaseError(
             f"this database was migrated by a newer mailerd: its schema is at version {unknown[-1]}, "
-            f"this mailerd knows {max(ours, default=0)}. Start the newer mailerd, or restore the backup made before the upgrade"
+            f"this mailerd knows {max(ours, default=0)}. "
+            "Start the newer mailerd, or restore the backup made before the upgrade"
         )
     for version, checksum in applied.items():
         if ours[version].checksum != checksum:
@@ -125,7 +127,7 @@ async def _make_partition(connection: Connection, name: str, first: datetime, ne
     await connection.execute("LOCK TABLE events_rest IN ACCESS EXCLUSIVE MODE")  # nothing falls in while we move
     await connection.execute(f"CREATE TABLE {name} (LIKE events INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
     await connection.execute(
-        f"WITH moved AS (DELETE FROM events_rest WHERE at >= $1 AND at < $2 RETURNING *) "  # noqa: S608 name is ours
+        f"WITH moved AS (DELETE FROM events_rest WHERE at >= $1 AND at < $2 RETURNING *) "
         f"INSERT INTO {name} SELECT * FROM moved",
         first,
         next_first,
@@ -134,6 +136,20 @@ async def _make_partition(connection: Connection, name: str, first: datetime, ne
         f"ALTER TABLE events ATTACH PARTITION {name} "
         f"FOR VALUES FROM ('{first.isoformat()}') TO ('{next_first.isoformat()}')"
     )
+
+
+async def drop_event_partitions(connection: Connection, before: datetime) -> list[str]:
+    """Drop the months of `events` that ended before that time; the names of those dropped."""
+    rows = await connection.fetch(
+        "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = 'events'::regclass"
+    )
+    dropped = []
+    for name in sorted(row["relname"] for row in rows):
+        if PARTITION.fullmatch(name) and name < f"events_{before:%Y_%m}":
+            await connection.execute(f"DROP TABLE {name}")
+            log.info("events.dropped", partition=name)
+            dropped.append(name)
+    return dropped
 
 
 def _month(now: datetime, offset: int) -> datetime:

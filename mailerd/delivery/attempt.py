@@ -129,9 +129,9 @@ class Attempts:
                 settled.append(self._deferred(recipient, result, where, data, now, notices))
                 continue
             if verdict.outcome is Outcome.BOUNCED:
-                _notify(notices, Notice(recipient, "failed", verdict, where.host))
+                _notify(notices, Notice(recipient, "failed", verdict, where.host, result.reply is not None))
             elif recipient.notify and not relays_dsn:
-                _notify(notices, Notice(recipient, "relayed", verdict, where.host))
+                _notify(notices, Notice(recipient, "relayed", verdict, where.host, result.reply is not None))
             metrics.finished(job.message.stream, verdict.outcome, (now - job.message.accepted_at).total_seconds())
             settled.append(Settled(recipient, _event(recipient, f"recipient.{verdict.outcome}", data, now)))
         await self._finish(job.message, settled, notices, now)
@@ -164,7 +164,8 @@ class Attempts:
         stream = self._config.streams.get(recipient.message.stream)
         if stream is not None and delay_is_due(recipient, stream, now):
             recipient.delay_notified = True
-            notices.append(Notice(recipient, "delayed", verdict, where.host, recipient.expires_at))
+            notice = Notice(recipient, "delayed", verdict, where.host, result.reply is not None, recipient.expires_at)
+            notices.append(notice)
         event = _event(recipient, "recipient.deferred", data, now)
         return Settled(recipient, event, due_at, f"{verdict.kind}: {recipient.last_reply}")
 

@@ -4,8 +4,8 @@ Mail comes in hand in two ways: `offer()` gets what was just accepted, the claim
 Both are bounded by count and bytes; `keep()` and `room()` say what fits, and what does not stays in the database.
 
 A *destination* is a site reached in one way. It has a line of jobs and some sessions; a session takes the next job as
-soon as it is free, so nothing waits in two places. A destination that cannot be reached is blocked for a while: its jobs
-go back to the database with the reason and the time, uncounted, and its queues are not claimed until then.
+soon as it is free, so nothing waits in two places. A destination that cannot be reached is blocked for a while: its
+jobs go back to the database with the reason and the time, uncounted, and its queues are not claimed until then.
 """
 
 import asyncio
@@ -444,8 +444,11 @@ class Dispatcher:
             destination.jobs = kept
         return count
 
-    async def stop(self) -> None:
-        """Start nothing more, let the attempts under way end, put everything else back."""
+    async def stop(self, seconds: float) -> None:
+        """Start nothing more, let the attempts under way end, put everything else back.
+
+        After `seconds` the rest is cut off; it stays this worker's, and the journal tells what is in doubt.
+        """
         self._stopping = True
         self._wake.set()
         for destination in self._destinations.values():
@@ -453,7 +456,11 @@ class Dispatcher:
                 if not waiter.done():
                     waiter.set_result(None)
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            _, late = await asyncio.wait(self._tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
         now = self._clock()
         for destination in self._destinations.values():
             self._put_back(list(destination.jobs), now, "")

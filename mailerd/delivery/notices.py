@@ -18,12 +18,16 @@ LIFETIME = timedelta(days=2)
 
 @dataclass(slots=True)
 class Notice:
-    """One recipient to be reported: `action` is failed, delayed or relayed (RFC 3464 2.3.3)."""
+    """One recipient to be reported: `action` is failed, delayed or relayed (RFC 3464 2.3.3).
+
+    `replied`: the verdict's code and words are a host's own, not ours.
+    """
 
     recipient: Recipient
     action: str
     verdict: Verdict
     host: str = ""
+    replied: bool = False
     will_retry_until: datetime | None = None
 
 
@@ -64,7 +68,7 @@ class Notices:
             envid=message.envid,
             arrival=message.accepted_at,
             now=now,
-            recipients=[_recipient_report(notice) for notice in notices],
+            recipients=[_recipient_report(notice, now) for notice in notices],
             original=content,
             ret=message.ret,
             message_id=f"{format_message_id(id_)}@{self._hostname}",
@@ -90,14 +94,15 @@ class Notices:
         return report, Event(now, "message.accepted", id_, 1, message.sender, message.tenant, facts)
 
 
-def _recipient_report(notice: Notice) -> RecipientReport:
+def _recipient_report(notice: Notice, now: datetime) -> RecipientReport:
     verdict = notice.verdict
     return RecipientReport(
         address=notice.recipient.address,
         orcpt=notice.recipient.orcpt,
         action=notice.action,
         status=verdict.enhanced or {"failed": "5.0.0", "delayed": "4.0.0", "relayed": "2.0.0"}[notice.action],
-        diagnostic=" ".join(filter(None, (str(verdict.code or ""), verdict.enhanced, verdict.text))),
+        diagnostic=str(verdict) if notice.replied else verdict.text,
         remote_host=notice.host,
         will_retry_until=notice.will_retry_until,
+        last_attempt=now if notice.host else None,
     )

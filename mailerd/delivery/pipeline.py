@@ -102,9 +102,10 @@ class Pipeline(asyncio.Protocol):
         """Say QUIT without waiting for the answer, and close."""
         if self.trouble is None:
             self.trouble = Trouble("closed", "closed by us")
-            self._transport.write(b"QUIT\r\n")
+            if not self.unsent:
+                self._transport.write(b"QUIT\r\n")
         self._stop_timer()
-        self._transport.close()
+        self._hang_up()
 
     # asyncio.Protocol
 
@@ -150,9 +151,15 @@ class Pipeline(asyncio.Protocol):
     def _shut_down(self, reply: Reply) -> None:
         if self.trouble is None:
             self.trouble = Trouble("closed", str(reply))
-        self._transport.close()
+        self._hang_up()
         self._stop_timer()
         self._wake()
+
+    def _hang_up(self) -> None:
+        if self.unsent:  # close() would wait for a peer that may never read it
+            self._transport.abort()
+        else:
+            self._transport.close()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -74,7 +74,7 @@ class Router:
         self._resolver = resolver
         self._clock = resolver.clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
-        self._own = _own_endpoints([listener.bind for listener in config.listeners] if own is None else own)
+        self._own = _Own.of([listener.bind for listener in config.listeners] if own is None else own)
         self._rules = tuple(_Rule.of(rule) for rule in config.routes)
         self._rule_of: dict[tuple[str, str, str, str], int] = {}
         self._plans: dict[tuple[str, int], _Plan] = {}
@@ -92,6 +92,11 @@ class Router:
         """The same from memory, at once; None when DNS has to be asked."""
         plan = self._plans.get(self._key(domain, sender, stream, pool))
         return None if plan is None or plan.expires <= self._clock() else plan.pick()
+
+    def rule(self, domain: str, *, sender: str, stream: str, pool: str) -> int | None:
+        """Which of the configured routes decides, counted from 0; None: none of them."""
+        n = self._key(domain, sender, stream, pool)[1]
+        return n if n >= 0 else None
 
     async def close(self) -> None:
         await self._flights.close()
@@ -167,14 +172,16 @@ class Router:
 
     async def _literal(self, domain: str, rule: RouteRule) -> "_Plan":
         try:
-            address = str(ipaddress.ip_address(domain[1:-1].removeprefix("ipv6:").removeprefix("IPv6:")))
+            address = str(ipaddress.ip_address(domain[1:-1].lower().removeprefix("ipv6:")))
         except ValueError:
             verdict = local_verdict(Kind.BAD_DOMAIN, 553, "5.1.3", f"{domain} is not an address literal")
             return self._refusal(verdict, FOREVER)
         exchanger = await self._exchanger(Mx(0, address))
+        if exchanger.own:
+            return self._refusal(_loop(domain), FOREVER)
         if exchanger.addresses:
             return self._plan(Route(domain, (), rule.tls, rule.auth), [exchanger], FOREVER)
-        return self._refusal(_no_address(domain, [] if exchanger.own else [exchanger], implicit=False), FOREVER)
+        return self._refusal(_no_address(domain, [exchanger], implicit=False), FOREVER)
 
     async def _exchangers(self, records: Sequence[Mx]) -> list["_Exchanger"]:
         """The best hosts with their addresses; asks for more only while there are too few addresses to try."""
@@ -395,15 +402,15 @@ def _fair_share(hosts: Sequence[Sequence[Host]], limit: int) -> Iterator[Host]:
     return itertools.chain.from_iterable(host[: taken[n]] for n, host in enumerate(hosts))
 
 
-def _own_endpoints(endpoints: Iterable[Endpoint]) -> "_Own":
-    return _Own(frozenset((endpoint.host, endpoint.port) for endpoint in endpoints))
-
-
 @dataclass(frozen=True, slots=True)
 class _Own:
     """Whether connecting to an address and port would be talking to ourselves."""
 
     endpoints: frozenset[tuple[str, int]]
+
+    @classmethod
+    def of(cls, endpoints: Iterable[Endpoint]) -> "_Own":
+        return cls(frozenset((endpoint.host, endpoint.port) for endpoint in endpoints))
 
     def __call__(self, address: str, port: int) -> bool:
         if (address, port) in self.endpoints:

@@ -133,7 +133,7 @@ class Session:
         called right before the content is written, if it is. Raises LocalProtocolError for an address that holds a line
         break or the like, before anything is written. When cancelled, the connection is cut.
         """
-        mail = Mail(sender, recipients, content, smtputf8, eight_bit, ret, envid, list(rcpt_params))
+        mail = Mail(sender, recipients, content, smtputf8, eight_bit, ret, envid, rcpt_params)
         kept = self.sent > 0
         transaction = await Conversation(self._pipeline, self.features, self._timeouts, mail, on_dot).run()
         self.sent += 1
@@ -141,13 +141,7 @@ class Session:
             self._tls_context.remember(_tls_name(self.host), self._ssl_object.session)
         if transaction.usable and self.alive and (kept or not transaction.stale):
             return transaction
-        return Transaction(
-            transaction.results,
-            transaction.steps,
-            usable=self.alive,
-            stale=transaction.stale and kept,
-            milliseconds=transaction.milliseconds,
-        )
+        return transaction._replace(usable=self.alive, stale=transaction.stale and kept)
 
     async def quit(self) -> None:
         """End in order: QUIT, its reply (or `Timeouts.quit` seconds), close."""

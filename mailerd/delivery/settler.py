@@ -19,7 +19,7 @@ RETRY_AFTER = 0.5  # seconds, while the database is away
 
 
 class Settler:
-    """Takes results and records them, in order, however long the database is away; they are bounded by what is in hand."""
+    """Takes results and records them, in order, however long the database is away; what is in hand bounds them."""
 
     def __init__(
         self, store: QueueStore, journal: Journal, *, worker: int, settled: Callable[[Sequence[Recipient]], None]

@@ -5,8 +5,8 @@ Whatever the peer does ends as a verdict for each recipient, and as the word whe
 
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from mailerd.delivery.pipeline import Pipeline, Trouble
@@ -64,8 +64,7 @@ class Step(NamedTuple):
     milliseconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What became of one recipient. `reply` is None when no reply made the verdict.
 
     `in_doubt`: the content was sent to its end and the reply never came; the peer may have taken the message.
@@ -77,8 +76,7 @@ class Result:
     in_doubt: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Mail:
+class Mail(NamedTuple):
     """What a transaction sends. `parameters`: the DSN parameters of each recipient (`dsn_parameters`), or empty."""
 
     sender: str
@@ -88,11 +86,10 @@ class Mail:
     eight_bit: bool = False
     ret: str = ""
     envid: str = ""
-    parameters: list[str] = field(default_factory=list)
+    parameters: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(NamedTuple):
     """The results are in the order of the recipients.
 
     `usable`: the connection may carry another transaction. `stale`: a kept connection had gone before the peer answered

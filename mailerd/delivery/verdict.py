@@ -175,13 +175,16 @@ TEXT_RULES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
             r"(?:unable|not permitted|not allowed|attempt) to relay",
             r"(?:do|does) not relay",
             r"relaying mail to",
+            r"\brcpthosts\b",
         ),
     ),
     (
         Kind.INVALID_SENDER,
         (
             r"sender (?:e-?mail )?(?:address )?(?:rejected|denied|verif|invalid|unknown|domain|refused)",
+            r"sender\b.{0,40}?\b(?:not (?:exist|found|valid)|unknown)",
             r"invalid sender",
+            r"your domain",
             r"(?:domain of|your) sender",
             r"mail from (?:address|domain)",
             r"return.path (?:domain|does)",
@@ -196,6 +199,7 @@ TEXT_RULES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
             r"not pass authentication",
             r"authentication (?:required|checks?|failed|credentials|unsuccessful)",
             r"reverse (?:dns|hostname|lookup)",
+            r"cannot find your hostname",
             r"username and password not accepted",
         ),
     ),
@@ -284,15 +288,12 @@ TEXT_RULES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
             r"spamhaus|spamcop|barracuda|sorbs|senderscore|invaluement",
             r"\b\w*(?:dnsbl|rbl)\b",
             r"(?:black|block|deny).?list",
-            r"blocked (?:using|by|due|for)",
-            r"reputation",
+            r"blocked using",
             r"(?:listed|listing) (?:in|by|on|at) ",
             r"banned (?:sending|ip)",
-            r"user complaints",
-            r"(?:\bip\b|host|client|server|network|sender)\b.{0,60}?"
+            r"(?:\bip\b|host|client|server|network)\b.{0,60}?"
             r"\b(?:is |are |been |was )(?:temporarily )?(?:blocked|banned|denied)",
             r"unusual rate of unsolicited",
-            r"suspicious activity",
         ),
     ),
     (
@@ -300,12 +301,23 @@ TEXT_RULES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
         (
             r"\b(?:virus|malware|phish\w*|trojan)\b",
             r"spam (?:message|content|score|detected|rejected|filter|mail)",
-            r"(?:is|as|like|be|considered|suspected|likely|contains?|probable) (?:\w+ )?(?:spam|unsolicited|junk)\b",
+            r"(?:is|as|like|be|considere?d?|suspected|likely|contains?|probable) (?:\w+ )?(?:spam|unsolicited|junk)\b",
             r"(?:content|spam|attachment)\b.{0,20}?\b(?:reject|block|prohibit|denied|not (?:allowed|accepted))",
-            r"blocked because its content",
+            r"(?:because|due to)(?: its)? (?:\w+ )?content",
             r"(?:prohibited|forbidden|illegal|blocked|unacceptable) (?:attachment|content|file)",
         ),
     ),
+    (
+        Kind.POLICY,
+        (
+            r"(?<!rejected: )access denied",  # with it: Microsoft's unknown mailbox, told by its 5.4.1
+            r"administrative(?:ly)? prohibit",
+            r"\bpolic(?:y|ies)\b",
+            r"not authori[sz]ed",
+        ),
+    ),
+    (Kind.SPAM_BLOCK, (r"\bblocked\b", r"reputation", r"user complaints", r"suspicious activity")),
+    (Kind.CONTENT, (r"(?<![/.-])\bspam\b(?![/.-])",)),
     (
         Kind.BAD_DOMAIN,
         (
@@ -313,15 +325,6 @@ TEXT_RULES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
             r"unrouteable mail domain",
             r"unknown (?:domain|host)",
             r"no such domain",
-        ),
-    ),
-    (
-        Kind.POLICY,
-        (
-            r"(?<!rejected: )access denied",
-            r"administrative(?:ly)? prohibit",
-            r"\bpolic(?:y|ies)\b",
-            r"not authori[sz]ed",
         ),
     ),
 )

@@ -93,7 +93,7 @@ async def read_data(rest: bytes, read: Callable[[], Awaitable[bytes]], incoming:
     held = b"\r\n"  # the end of the DATA line: `.` CRLF right behind it is an empty message
     skip = len(held)
     chunk = rest
-    while not incoming.hopeless:
+    while True:
         if chunk:
             seen = held + chunk
             end = seen.find(END_OF_DATA)
@@ -104,24 +104,22 @@ async def read_data(rest: bytes, read: Callable[[], Awaitable[bytes]], incoming:
             incoming.add(seen[skip:cut])
             skip = max(0, skip - cut)
             held = seen[cut:]
-        chunk = await read()
+        chunk = b"" if incoming.hopeless else await read()
         if not chunk:
             return None
-    return None
 
 
 async def read_chunk(rest: bytes, size: int, read: Callable[[], Awaitable[bytes]], incoming: Incoming) -> bytes | None:
     """Put the `size` bytes of a BDAT into `incoming`; return what was read behind them, None as `read_data` does."""
     chunk = rest
-    while not incoming.hopeless:
+    while True:
         incoming.add(chunk[:size])
         if len(chunk) >= size:
             return chunk[size:]
         size -= len(chunk)
-        chunk = await read()
+        chunk = b"" if incoming.hopeless else await read()
         if not chunk:
             return None
-    return None
 
 
 def finished(incoming: Incoming, *, stuffed: bool, long_lines: bool) -> bytes:

@@ -45,6 +45,8 @@ _HELO_NAME = re.compile(r"[!-~]{1,255}")
 _BDAT = re.compile(r"([0-9]{1,20})(?: +(LAST))?", re.IGNORECASE)
 _LOGGABLE_NAME = re.compile(r"[\w.@+-]{1,64}")
 
+WRONG = Refused(535, "5.7.8", "Authentication credentials invalid", name="bad_credentials")
+
 
 class Accepts(Protocol):
     """Where messages go."""
@@ -199,8 +201,8 @@ class SmtpConnection(SMTP):
     def _hang_up(self, reply: bytes, now: float) -> None:
         self._closing = True
         self.deadline = now + LINGER
-        if self.transport is not None:
-            transport = cast(asyncio.Transport, self.transport)
+        transport = cast(asyncio.Transport | None, self.transport)
+        if transport is not None and not transport.is_closing():
             if self._replies or reply:
                 transport.write(b"".join([*self._replies, reply]))
             transport.close()
@@ -256,23 +258,23 @@ class SmtpConnection(SMTP):
         return line
 
     async def _command(self, line: bytes) -> None:
-        if not line.endswith(b"\r\n") or line.find(b"\r", 0, -2) >= 0 or b"\0" in line:
-            return self._refuse(500, "5.5.2", "Command lines end in CRLF and hold no other CR, LF or NUL")
-        verb, _, argument = line[:-2].partition(b" ")
+        verb, _, argument = line.rstrip(b"\r\n").partition(b" ")
         verb = verb.upper()
+        # The chunk behind a BDAT that we do not understand must not be taken for commands.
+        no = self._close if verb == b"BDAT" else self._refuse
+        if not line.endswith(b"\r\n") or line.find(b"\r", 0, -2) >= 0 or b"\0" in line:
+            return no(500, "5.5.2", "Command lines end in CRLF and hold no other CR, LF or NUL")
         if len(line) > MAX_LINES.get(verb, MAX_LINE):
-            return self._refuse(500, "5.5.6", "Line too long")
+            return no(500, "5.5.6", "Line too long")
         method = COMMANDS.get(verb)
         if method is None:
-            return self._refuse(500, "5.5.2", "Command not recognized")
+            return no(500, "5.5.2", "Command not recognized")
         try:
             text = argument.strip(b" \t").decode()
         except UnicodeDecodeError:
-            return self._refuse(501, "5.5.2", "Command is neither ASCII nor UTF-8")
+            return no(501, "5.5.2", "Command is neither ASCII nor UTF-8")
         if self.service.listener.starttls == "required" and not self._encrypted and verb not in BEFORE_TLS:
-            if verb == b"BDAT":  # its chunk must not be taken for commands
-                return self._close(530, "5.7.0", "Must issue a STARTTLS command first")
-            return self._refuse(530, "5.7.0", "Must issue a STARTTLS command first")
+            return no(530, "5.7.0", "Must issue a STARTTLS command first")
         try:
             await method(self, text)
         except Refused as refused:
@@ -343,7 +345,7 @@ class SmtpConnection(SMTP):
         if self._authenticated or self._mail is not None:
             return self._refuse(503, "5.5.1", "Not now: authenticated already, or a transaction is open")
         if not self.service.offers_auth(bool(self._encrypted)):
-            if self.service.offers_starttls:
+            if self.service.offers_auth(encrypted=True) and self.service.offers_starttls:
                 return self._refuse(538, "5.7.11", "Encryption required: STARTTLS first")
             return self._refuse(502, "5.5.1", "AUTH is not available")
         if mechanism == "PLAIN":
@@ -380,23 +382,26 @@ class SmtpConnection(SMTP):
         except Unavailable:
             log.warning("auth.unavailable", peer=self.peer)
             return self._refuse(454, "4.7.0", "Temporary authentication failure")
+        except Refused as refused:
+            return self._auth_failed(username, refused)
         finally:
             self._submitting = False
         if credential is None:
-            return self._auth_failed(username)
+            return self._auth_failed(username, WRONG)
         if "send" not in credential.scopes:
             return self._refuse(535, "5.7.8", "This credential may not send mail: it lacks the scope send")
         self._credential, self._authenticated, self._origin = credential, True, None
         self._say("235 2.7.0 Authentication succeeded")
         return None
 
-    def _auth_failed(self, username: str) -> None:
+    def _auth_failed(self, username: str, refusal: Refused) -> None:
         self._auth_failures += 1
         named = _LOGGABLE_NAME.fullmatch(username) and not username.startswith(TOKEN_PREFIX)
-        log.warning("auth.failed", peer=self.peer, username=username if named else "?")
+        log.warning("auth.failed", peer=self.peer, username=username if named else "?", reason=refusal.name)
         if self._auth_failures >= self.service.limits.max_auth_failures:
-            return self._close(421, "4.7.0", "Too many authentication failures")
-        return self._refuse(535, "5.7.8", "Authentication credentials invalid")
+            self._close(421, "4.7.0", "Too many authentication failures")
+        else:
+            self._refuse_with(refusal)
 
     async def smtp_MAIL(self, arg: str | None) -> None:
         if not self._helo:
@@ -580,9 +585,10 @@ class SmtpConnection(SMTP):
 
     async def _flush(self) -> None:
         if self._replies:
-            if self.transport is None:
+            transport = cast(asyncio.Transport | None, self.transport)
+            if transport is None or transport.is_closing():
                 raise Gone
-            cast(asyncio.Transport, self.transport).write(b"".join(self._replies))
+            transport.write(b"".join(self._replies))
             self._replies.clear()
             if self._paused:  # type: ignore[attr-defined]  # of asyncio's FlowControlMixin
                 await self._drain_helper()  # type: ignore[attr-defined]

@@ -95,6 +95,8 @@ CREATE TABLE credentials (
     disabled_at     timestamptz
 );
 
+CREATE UNIQUE INDEX credentials_token ON credentials (secret_hash) WHERE kind = 'token';
+
 CREATE TABLE idempotency_keys (
     owner       text NOT NULL,                                -- the credential
     path        text NOT NULL,

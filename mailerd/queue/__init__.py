@@ -9,7 +9,7 @@ without an owner are claimed by queue (`stream/pool/domain`) when they are due: 
 queue that has such recipients, with the time of the earliest and, when the queue must wait, until when and why. So a
 million recipients of one blocked domain are one row that is not looked at.
 
-A worker beats every few seconds. Whoever sees that a worker has stopped beating takes its name off its recipients, which
-are then simply due. Which of them might have been sent already (the final dot was on its way, the reply was not
+A worker beats every few seconds. Whoever sees that a worker has stopped beating takes its name off its recipients,
+which are then simply due. Which of them might have been sent already (the final dot was on its way, the reply was not
 recorded) is in the worker's journal; only those are marked `in_doubt`.
 """

@@ -36,9 +36,9 @@ class _Waiting:
 class GroupCommit:
     """Stores messages in groups.
 
-    `keep(message)` is asked at commit time whether the worker takes the message into memory, `kept(messages)` gets those
-    that are durable. A message that was refused to its submitter after a lost connection is withdrawn before the next
-    commit, so "451" means that it is not delivered, unless this process dies first.
+    `keep(message)` is asked at commit time whether the worker takes the message into memory, `kept(messages)` gets
+    those that are durable. A message that was refused to its submitter after a lost connection is withdrawn before the
+    next commit, so "451" means that it is not delivered, unless this process dies first.
     """
 
     def __init__(

@@ -2,7 +2,8 @@
 
 A small file mapped into memory. A slot is written right before the final dot of a transaction is sent and cleared when
 the result is in the database. kill -9 leaves the page cache intact, so whoever cleans up after the worker reads exactly
-what was open. A crash of the whole machine may not: the file carries the boot id, and one of another boot is not believed.
+what was open. A crash of the whole machine may not: the file carries the boot id, and one of another boot is not
+believed.
 """
 
 import mmap
@@ -45,6 +46,10 @@ class Journal:
             SLOT.pack_into(self._map, offset, 0, 0)
             self._free.append(offset)
 
+    def read(self) -> list[tuple[int, int]] | None:
+        """What `read(path)` would answer now."""
+        return read(self._path)
+
     def remove(self) -> None:
         """An orderly end: nothing is open."""
         self._map.close()
@@ -59,6 +64,6 @@ def read(path: Path) -> list[tuple[int, int]] | None:
         return None
     if data[:HEADER] != boot_id() or (len(data) - HEADER) % SLOT.size:
         return None
-    slots: Iterable[tuple[int, int]] = SLOT.iter_unpack(data[HEADER:])  # type: ignore[assignment]
+    slots: Iterable[tuple[int, int]] = SLOT.iter_unpack(data[HEADER:])
     taken = [slot for slot in slots if slot[0]]
     return None if len(taken) == (len(data) - HEADER) // SLOT.size else taken

@@ -9,8 +9,9 @@ class Message:
     """One accepted message. `content` is the RFC 5322 bytes with CRLF lines, unstuffed; None: not read yet.
 
     `sender` is the envelope sender, "" the null sender. `recipients` are those in the hands of this worker, `total`
-    counts all, `in_hand` those not settled yet. `ret` is FULL, HDRS or "", `envid` the decoded ENVID of RFC 3461 or "". `labels` is the sender's own
-    map, given back on every event. `signature` holds the DKIM-Signature headers once they are made.
+    counts all, `in_hand` those not settled yet. `ret` is FULL, HDRS or "", `envid` the decoded ENVID of RFC 3461 or "".
+    `labels` is the sender's own map, given back on every event. `signature` holds the DKIM-Signature headers once they
+    are made.
     """
 
     id: int
@@ -37,7 +38,7 @@ class Message:
 class Recipient:
     """One address of a message: the unit of queueing. `domain` is lower-case ASCII (A-labels) or an address literal.
 
-    `notify` is the upper-case NOTIFY list of RFC 3461 ("" when not given: failure), `orcpt` the ORCPT as `type;address`.
+    `notify` is the upper-case NOTIFY list of RFC 3461 ("" when not given: failure), `orcpt` the ORCPT, `type;address`.
     """
 
     message: Message

@@ -48,7 +48,8 @@ SETTLE = f"""
         UPDATE recipients
            SET owner = NULL, due_at = later.due_at, attempts = later.attempts, reason = later.reason,
                last_reply = later.last_reply, in_doubt = later.in_doubt, delay_notified = later.delay_notified
-          FROM unnest($3::bigint[], $4::int[], $5::timestamptz[], $6::int[], $7::text[], $8::text[], $9::bool[], $10::bool[])
+          FROM unnest($3::bigint[], $4::int[], $5::timestamptz[], $6::int[], $7::text[], $8::text[], $9::bool[],
+                      $10::bool[])
             AS later (message_id, n, due_at, attempts, reason, last_reply, in_doubt, delay_notified)
          WHERE recipients.message_id = later.message_id AND recipients.n = later.n AND recipients.owner = $11
      RETURNING recipients.message_id, recipients.n
@@ -218,7 +219,7 @@ class QueueStore:
         return value
 
     async def claim(self, wanted: dict[str, int], *, now: datetime, worker: int, bytes_: int) -> list[Message]:
-        """Take up to so many due recipients of each queue for this worker; content comes with up to `bytes_` of them."""
+        """Take up to so many due recipients of each queue for this worker; content comes with `bytes_` of them."""
         names = sorted(wanted)
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute(LOCK_QUEUES, names)

@@ -9,6 +9,7 @@ import asyncpg
 
 from mailerd.queue.ids import first_id_at, milliseconds_of
 from mailerd.queue.views import (
+    FINAL_STATES,
     AttemptView,
     MailFilters,
     MessageSummary,
@@ -150,6 +151,7 @@ def _waiting(n: int, address: str, row: asyncpg.Record) -> RecipientView:
 
 def _finished(n: int, address: str, rows: list[asyncpg.Record]) -> RecipientView:
     mine = [row for row in rows if row["n"] == n and row["type"] in STATES]
+    mine.sort(key=lambda row: STATES[row["type"]] in FINAL_STATES)  # whatever the clocks say, the end comes last
     data = (mine[-1]["data"] or {}) if mine else {}
     reply = " ".join(str(data[key]) for key in ("code", "enhanced", "text") if data.get(key))
     return RecipientView(

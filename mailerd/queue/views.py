@@ -85,7 +85,7 @@ class MailFilters(View, frozen=True, kw_only=True):
     `recipient` and `sender` are whole addresses, `state` that of any recipient; `after` is inclusive, `before` is not.
     """
 
-    tenant: str
+    tenant: str | None
     recipient: str | None = None
     sender: str | None = None
     tag: str | None = None

@@ -1,7 +1,7 @@
 """Makes a message of what a client sent: addresses into an envelope, content into RFC 5322 bytes.
 
-Everything wrong with one message is collected and told at once, each with a pointer to where it stands. Pure, so that it
-may run in a thread, which is where large messages go.
+Everything wrong with one message is collected and told at once, each with a pointer to where it stands. Pure, so that
+large messages can go into a thread.
 """
 
 import re

@@ -58,9 +58,14 @@ async def send(call: Call) -> web.Response:
 
 async def send_raw(call: Call) -> web.Response:
     async with call.body() as body:
-        read = _read_raw_message if call.request.content_type == MESSAGE else _read_raw_json
-        prepared = await _work(len(body), prepare_raw, read(call, body), call.services.limits)
-        return await _submit_one(call, prepared, body)
+        if call.request.content_type != MESSAGE:
+            prepared = await _work(len(body), _decode_raw, body, call.services.limits)
+            return await _submit_one(call, prepared, body)
+        try:
+            prepared = await _work(len(body), prepare_raw, _with_query(call, body), call.services.limits)
+            return await _submit_one(call, prepared, body)
+        except ProblemError as problem:
+            raise problem.of_query() from None
 
 
 async def send_batch(call: Call) -> web.Response:
@@ -99,11 +104,11 @@ def _decode_batch(body: bytes, limits: Limits) -> list[Prepared | ProblemError]:
     return items
 
 
-def _read_raw_json(call: Call, body: bytes) -> RawEmail:
-    return problems.decode(body, RawEmail)
+def _decode_raw(body: bytes, limits: Limits) -> Prepared:
+    return prepare_raw(problems.decode(body, RawEmail), limits)
 
 
-def _read_raw_message(call: Call, body: bytes) -> RawEmail:
+def _with_query(call: Call, body: bytes) -> RawEmail:
     query = call.query(RawQuery)
     return RawEmail(
         from_=query.from_,
@@ -376,7 +381,7 @@ EMAIL_EXAMPLE = {
     "subject": "Your order 1001",
     "html": "<p>It is on its way.</p>",
     "tags": ["order"],
-    "labels": {"order": "1001"},
+    "labels": {"order_id": "1001"},
 }
 RAW_EXAMPLE = {
     "from": "shop@example.com",

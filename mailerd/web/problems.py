@@ -93,6 +93,18 @@ class ProblemError(Exception):
         errors = errors or [FieldError(self.code, self.detail, pointer=pointer)]
         return ProblemError(self.status, self.code, self.detail, errors=errors)
 
+    def of_query(self) -> "ProblemError":
+        """The same problem with a request whose body is a message: what is no part of that stands in the query."""
+        errors = [
+            FieldError(error.code, error.detail, parameter=error.pointer.split("/")[1])
+            if error.pointer and error.pointer != "/raw"
+            else FieldError(error.code, error.detail, parameter=error.parameter)
+            for error in self.errors
+        ]
+        return ProblemError(
+            self.status, self.code, self.detail, errors=errors, headers=self.headers, retry_after=self.retry_after
+        )
+
     def answer(self, request_id: str) -> web.Response:
         problem = Problem(
             type=f"urn:mailerd:problem:{self.code}",

@@ -29,23 +29,25 @@ class BodyReader:
             self._held -= len(body)
 
     async def _fill(self, body: bytearray, request: web.Request) -> None:
+        content = request.content
         try:
+            self._add(content.read_nowait(), body)
+            if content.at_eof():  # a small body has come with the header: no clock is needed
+                return
             async with asyncio.timeout(self._limits.total_read):
-                while piece := await self._piece(request):
-                    body += piece
-                    self._held += len(piece)
-                    self._check_size(len(body))
+                while not content.at_eof():
+                    async with asyncio.timeout(self._limits.idle_read):
+                        piece = await content.readany()
+                    self._add(piece, body)
         except TimeoutError:
             raise ProblemError(408, "request_timeout", "The body did not come in time.", close=True) from None
         except web.RequestPayloadError:
             raise ProblemError(400, "malformed_request", "The body is not framed as HTTP says.", close=True) from None
 
-    async def _piece(self, request: web.Request) -> bytes:
-        async with asyncio.timeout(self._limits.idle_read):
-            return await request.content.readany()
-
-    def _check_size(self, size: int) -> None:
-        if size > self._limits.max_body:
+    def _add(self, piece: bytes, body: bytearray) -> None:
+        body += piece
+        self._held += len(piece)
+        if len(body) > self._limits.max_body:
             raise self._too_large()
         if self._held > self._limits.memory:
             detail = "Too many large requests at once; send it again."

@@ -43,6 +43,11 @@ class HttpServer:
             self._listener.close()
         await self._runner.cleanup()
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return self._open
+
     def _connection(self) -> "_Connection":
         return _Connection(self, self._runner, self._limits)
 
@@ -72,7 +77,7 @@ class _Connection(RequestHandler):
             keepalive_timeout=limits.keep_alive,
             access_log=None,  # type: ignore[arg-type]  # what aiohttp's own documentation says; ours is in the app
             auto_decompress=False,
-            lingering_time=5.0,
+            lingering_time=limits.linger,
         )
         self._http_server = server
         self._admitted = False
@@ -104,6 +109,8 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        if isinstance(exc, ConnectionError):  # the client has gone
+            raise exc
         request_id = new_request_id()
         if status < 500:
             log.info("http.unreadable", request_id=request_id, peer=request.remote, error=repr(exc)[:200])

@@ -31,8 +31,9 @@ class Submitter(Protocol):
         A refused item does not keep the others out. With `idempotency`, before anything else is checked: a stored
         answer with the same fingerprint is returned as `Replayed`, with another one as `Conflict.OTHER_REQUEST`, and a
         key that is being worked on as `Conflict.IN_PROGRESS`; else `status` and the response are stored under the key
-        in the transaction of the messages. When every item is refused nothing is stored, the key neither, and `respond` is
-        not called: the bytes are then b"". Returns after the commit; raises `Unavailable` when nothing was stored.
+        in the transaction of the messages. When every item is refused nothing is stored, not even the key, and
+        `respond` is not called: the bytes are then b"". Returns after the commit; raises `Unavailable` when nothing was
+        stored.
         """
         ...
 
@@ -94,6 +95,7 @@ class Limits:
     workers: int = 1  # each grants its share of a credential's rate
     connections: int = 10_000  # of this process
     keep_alive: float = 75.0  # idle between requests; also for all header lines of one request
+    linger: float = 3.0  # for the rest of a body that was refused, so that the client sees why
     stop: float = 20.0  # for requests under way when the server is stopped
 
 

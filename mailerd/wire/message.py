@@ -24,7 +24,7 @@ FIELD_START = re.compile(rb"[!-9;-~]++[ \t]*+:")
 FIELDS = re.compile(rb"(?:[!-9;-~]++[ \t]*+:[^\r\n\0]*+\r\n(?:[ \t][^\r\n\0]*+\r\n)*+)*+")
 SINGLE_FIELD = re.compile(rb"\n(%s)[ \t]*+:" % b"|".join(SINGLE))
 SPACE_BEFORE_COLON = re.compile(rb"^([!-9;-~]++)[ \t]++:", re.MULTILINE)
-MBOX_LINE = re.compile(rb"From [^\r\n]*(?:\r\n|\Z)")
+MBOX_LINE = re.compile(rb"From (?![ \t]*:)[^\r\n]*(?:\r\n|\Z)")
 
 
 def split(content: bytes) -> tuple[bytes, bytes]:
@@ -154,8 +154,8 @@ def fix_up(
 
     Date and Message-ID are added when missing, From when missing and `add_from` (an address) is given. Header lines
     over 998 bytes are folded where they have white space, and the obsolete space before a colon goes, because many
-    verifiers and filters do not know it. The body stays byte for byte as it is; an empty line is put
-    before it when the message has none.
+    verifiers and filters do not know it. The body stays byte for byte as it is; an empty line is put before it when
+    the message has none. `remove` holds names in lower case.
     """
     start, end, body = _bounds(content)
     probe = b"\n" + content[start:end].lower()
@@ -169,7 +169,7 @@ def fix_up(
 
     whole = body == end + 2 and not start
     odd = b" :" in probe or b"\t:" in probe or _has_long_line(probe)
-    if whole and not odd and not any([b"\n" + name in probe for name in remove]):
+    if whole and not odd and not any(b"\n" + name in probe for name in remove):
         parts.append(content)  # one copy of the content, and only one
         return b"".join(parts)
 
@@ -205,7 +205,8 @@ def fold(line: bytes, width: int = FOLD_AT) -> bytes:
         return line
     lines = []
     start = 0
-    for blank in FOLD_POINT.finditer(line):
+    name = FIELD_NAME.match(line)
+    for blank in FOLD_POINT.finditer(line, name.end() if name else 0):
         if blank.end() - start > width and blank.start() > start:
             lines.append(line[start : blank.start()])
             start = blank.start()
@@ -213,8 +214,8 @@ def fold(line: bytes, width: int = FOLD_AT) -> bytes:
     return b"\r\n".join(lines)
 
 
-# White space and the word after it: not after the colon, where a line would hold the name alone, and not at the end.
-FOLD_POINT = re.compile(rb"(?<![:\s])[ \t]++[^ \t]++")
+FIELD_NAME = re.compile(rb"[^: \t]++[ \t]*+:[ \t]*+")
+FOLD_POINT = re.compile(rb"(?<![ \t])[ \t]++[^ \t]++")  # white space and the word after it, so never at the end
 
 
 def format_date(moment: datetime) -> str:
@@ -289,6 +290,9 @@ def first_address_domain(header: bytes, name: bytes) -> str:
         return ""
 
 
+SPACED_DOT = re.compile(r"\s*+\.\s*+")
+
+
 def _address_domain(value: str) -> str:
     """The first domain of an RFC 5322 address list: comments, quoted strings, routes and groups are seen through."""
     domain: str | None = None  # since the last `@`
@@ -307,7 +311,7 @@ def _address_domain(value: str) -> str:
         elif piece == ",":
             domain = None  # within a source route
         elif domain is not None and not piece.startswith('"'):
-            domain += piece.strip()
+            domain += SPACED_DOT.sub(".", piece.strip())
     return domain or ""
 
 

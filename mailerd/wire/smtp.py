@@ -179,10 +179,10 @@ MAX_ENVID = 100  # characters as sent, RFC 3461 section 5.4
 MAX_ORCPT = 500  # characters as sent, section 5.4
 MAX_AUTH = 500  # characters as sent, RFC 4954 section 5
 
-_FROM = re.compile(r'FROM: ?<([^<>"\s]*)>(?: +(.*))?', re.IGNORECASE)
-_TO = re.compile(r'TO: ?<([^<>"\s]*)>(?: +(.*))?', re.IGNORECASE)
+_FROM = re.compile(r'FROM: ?<([^<>"\s]*)>(?: ++(.*))?', re.IGNORECASE)
+_TO = re.compile(r'TO: ?<([^<>"\s]*)>(?: ++(.*))?', re.IGNORECASE)
 # A quoted local part may hold angle brackets and spaces.
-_PATH_QUOTED = r'<((?:[^<>"\s]|"(?:[^"\\]|\\.)*+")*+)>(?: +(.*))?'
+_PATH_QUOTED = r'<((?:[^<>"\s]|"(?:[^"\\]|\\.)*+")*+)>(?: ++(.*))?'
 _FROM_QUOTED = re.compile(f"FROM: ?{_PATH_QUOTED}", re.IGNORECASE)
 _TO_QUOTED = re.compile(f"TO: ?{_PATH_QUOTED}", re.IGNORECASE)
 _SOURCE_ROUTE = re.compile(r"@[^\s:@,]+(?:,@[^\s:@,]+)*+:")
@@ -231,7 +231,8 @@ def parse_rcpt(arg: str, *, smtputf8: bool = False) -> RcptCommand:
 
 def _mailbox(path: str, enhanced: str, name: str) -> Mailbox:
     if path.startswith("@"):  # accepted and ignored, RFC 5321 section 3.6.1
-        path = _SOURCE_ROUTE.sub("", path, count=1)
+        route = _SOURCE_ROUTE.match(path)
+        path = path[route.end() :] if route else path
     try:
         return parse_mailbox(path)
     except ValueError as problem:

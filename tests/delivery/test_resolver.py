@@ -48,7 +48,15 @@ async def resolver(dns, clock):
     await resolver.close()
 
 
-def settings(*nameservers, timeout=0.4, **more):
+@pytest.fixture
+async def hasty(dns, clock):
+    """A resolver that gives up soon, for name servers that keep silent."""
+    resolver = Resolver(settings(dns.address, timeout=0.4), clock=clock)
+    yield resolver
+    await resolver.close()
+
+
+def settings(*nameservers, timeout=5, **more):
     return config.Resolver(nameservers=nameservers, timeout=config.Duration(timeout), **more)
 
 
@@ -80,13 +88,13 @@ async def test_a_null_mx_has_the_empty_name(dns, resolver):
     assert (await resolver.mx("example.com")).records == (Mx(0, ""),)
 
 
-async def test_the_four_kinds_of_no_are_told_apart(dns, resolver):
+async def test_the_four_kinds_of_no_are_told_apart(dns, hasty):
     dns.add("here.example", "A", "127.0.0.2")
     dns.misbehave("broken.example", "servfail")
     dns.misbehave("silent.example", "drop")
-    assert isinstance(await resolver.mx("here.example"), NoData)
-    assert isinstance(await resolver.mx("nowhere.example"), NoDomain)
-    servfail, timeout = await resolver.mx("broken.example"), await resolver.mx("silent.example")
+    assert isinstance(await hasty.mx("here.example"), NoData)
+    assert isinstance(await hasty.mx("nowhere.example"), NoDomain)
+    servfail, timeout = await hasty.mx("broken.example"), await hasty.mx("silent.example")
     assert (servfail.kind, timeout.kind) == ("dns_servfail", "dns_timeout")
     assert dns.address in servfail.text
     assert dns.address in timeout.text
@@ -175,10 +183,10 @@ async def test_a_truncated_answer_is_asked_for_again_over_tcp(dns, resolver):
 
 
 @pytest.mark.parametrize("mode", ["malformed", "wrong_id"])
-async def test_an_answer_that_does_not_fit_the_question_is_ignored(dns, resolver, mode):
+async def test_an_answer_that_does_not_fit_the_question_is_ignored(dns, hasty, mode):
     dns.add("example.com", "A", "127.0.0.66")
     dns.misbehave("example.com", mode)
-    answer = await resolver.a("example.com")
+    answer = await hasty.a("example.com")
     assert isinstance(answer, Failed)
     assert answer.kind == "dns_timeout"
 
@@ -208,16 +216,16 @@ async def test_a_name_server_that_is_not_there_is_passed_over_at_once(dns, clock
 
 
 async def test_no_name_server_at_all_is_a_timeout_that_says_so(clock, silent_port):
-    answer = await Resolver(settings(silent_port), clock=clock).a("example.com")
+    answer = await Resolver(settings(silent_port, timeout=0.4), clock=clock).a("example.com")
     assert isinstance(answer, Failed)
     assert answer.kind == "dns_timeout"
     assert silent_port in answer.text
 
 
-async def test_a_lost_packet_is_asked_for_again(dns, resolver):
+async def test_a_lost_packet_is_asked_for_again(dns, hasty):
     dns.add("example.com", "A", "127.0.0.2")
     dns.misbehave("example.com", "drop")
-    lookup = asyncio.create_task(resolver.a("example.com"))
+    lookup = asyncio.create_task(hasty.a("example.com"))
     while not dns.asked("example.com", "A"):
         await asyncio.sleep(0)
     dns.behave("example.com")

@@ -12,7 +12,7 @@ from mailerd.delivery.session import Session, SessionError
 from mailerd.delivery.transaction import Timeouts, Transaction, dsn_parameters
 from mailerd.delivery.verdict import Kind, Outcome
 from mailerd.errors import LocalProtocolError
-from tests.support.scripted_mx import CLOSE, EXTENSIONS, RESET, SILENCE, STALL, Pause, ScriptedMx
+from tests.support.scripted_mx import CLOSE, DEAF, EXTENSIONS, RESET, SILENCE, Pause, ScriptedMx
 
 CONTENT = b"From: bob@y.example\r\nTo: ann@x.example\r\nSubject: hi\r\n\r\n.one dot\r\n..two\r\nbody\r\n"
 PATIENT = Timeouts(quit=1)
@@ -515,7 +515,7 @@ async def test_slow_replies_are_waited_for_one_by_one(mx: ScriptedMx) -> None:
 
 
 async def test_a_peer_that_stops_reading_is_given_up_and_cannot_have_taken_the_message(mx: ScriptedMx) -> None:
-    mx.on("CONTENT", STALL)
+    mx.on("CONTENT", DEAF)
     session = await open_to(mx, timeouts=replace(PATIENT, block=0.1, dot=60))
     begun = time.monotonic()
 
@@ -537,7 +537,7 @@ async def test_a_slow_reader_is_not_given_up_while_it_reads() -> None:
 
 
 async def test_a_refusal_in_the_middle_of_the_content_counts_and_ends_the_session(mx: ScriptedMx) -> None:
-    mx.on("CONTENT", [Pause(0.05), "552 5.3.4 too much", STALL])
+    mx.on("CONTENT", [DEAF, Pause(0.05), "552 5.3.4 too much"])
     session = await open_to(mx)
 
     transaction = await send(session, "ann@x.example", content=b"x" * 30_000_000)

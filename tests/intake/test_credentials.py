@@ -73,7 +73,7 @@ async def test_what_was_created_is_listed_with_all_its_limits(store):
         stream="marketing",
         pool="warm",
         message_rate=Rate(1000, 3600.0),
-        recipient_rate=Rate(5, 1.0),
+        recipient_rate=Rate(20, 600.0),
     )
     await store.create("ann", password=PASSWORD)
     ann, shop = await store.list()
@@ -84,7 +84,7 @@ async def test_what_was_created_is_listed_with_all_its_limits(store):
     assert shop.sender_domains == ("example.com", "*.example.com")
     assert (shop.stream, shop.pool) == ("marketing", "warm")
     assert shop.message_rate == Rate(1000, 3600.0)
-    assert shop.recipient_rate == Rate(5, 1.0)
+    assert shop.recipient_rate == Rate(20, 600.0)
     assert shop.created_at is not None
     assert shop.disabled_at is None
     assert await store.get("shop") == shop
@@ -108,7 +108,7 @@ async def test_what_was_created_is_listed_with_all_its_limits(store):
         ({"name": "new", "sender_domains": ["Example.com"]}, "sender_domains"),
         ({"name": "new", "sender_domains": ["*"]}, "sender_domains"),
         ({"name": "new", "sender_domains": ["a@example.com"]}, "sender_domains"),
-        ({"name": "new", "message_rate": Rate(1, 7.0)}, "rate"),
+        ({"name": "new", "message_rate": Rate(1, 0.5)}, "rate"),
     ],
 )
 async def test_what_cannot_be_a_credential_is_refused(store, arguments, field):

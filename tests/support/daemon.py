@@ -24,13 +24,16 @@ class RunningDaemon:
         self.file.write_text(
             f"data_dir: {self.data_dir}\nworkers: {workers}\nhttp: null\n"
             "database: {shared_buffers: 32MiB, max_wal_size: 256MiB}\n"
+            "log: {format: json}\n"
             + (more or "listeners: [{bind: '127.0.0.1:0', starttls: off, auth: trusted, trusted: [127.0.0.0/8]}]\n")
         )
         self.manner = manner
         self.lines: list[str] = []
         self.process: asyncio.subprocess.Process
 
-    async def start(self, *, environ: Mapping[str, str] | None = None, handed_over: socket.socket | None = None) -> None:
+    async def start(
+        self, *, environ: Mapping[str, str] | None = None, handed_over: socket.socket | None = None
+    ) -> None:
         """Launch it; `handed_over` becomes descriptor 3, the way systemd does it."""
         command = [sys.executable, "-m", "tests.support.daemon", str(self.file), self.manner]
         if handed_over is not None:

@@ -11,9 +11,10 @@ are NODATA, both with an SOA.
 
 import asyncio
 import contextlib
+import socket
 from collections import Counter
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import dns.flags
 import dns.message
@@ -82,6 +83,7 @@ class DnsServer:
                 self._udp, _ = await loop.create_datagram_endpoint(
                     lambda: _Datagrams(self), local_addr=("127.0.0.1", self._port)
                 )
+                self._udp.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_000_000)
                 return self
             self._tcp.close()
 
@@ -174,8 +176,8 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self._server.start(data, addr, self._transport)

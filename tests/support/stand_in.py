@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 from mailerd import db
 from mailerd.assignment import Control, read_assignment
@@ -30,6 +31,7 @@ async def serve(manner: str) -> None:
         control.ready()
         await stop.wait()
         await pool.close()
+        (Path(assignment.data_dir) / f"ended-{os.getpid()}").touch()
 
 
 def greeter(index: int, number: int):  # type: ignore[no-untyped-def]

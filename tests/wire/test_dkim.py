@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mailerd.wire.compose import Address, Outgoing, compose
 from mailerd.wire.dkim import (
     SigningKey,
     canonical_body,
@@ -26,6 +27,7 @@ from mailerd.wire.dkim import (
     load_key,
     sign,
 )
+from mailerd.wire.message import fix_up
 
 NOW = 1_795_312_452
 DOMAIN = "example.com"
@@ -56,7 +58,7 @@ def signed(content: bytes, *kinds: str) -> bytes:
 
 def verified_by_dkimpy(message: bytes, signatures: int = 2) -> bool:
     verifier = dkimpy.DKIM(message)
-    return all([verifier.verify(idx=index, dnsfunc=published) for index in range(signatures)])
+    return all(verifier.verify(idx=index, dnsfunc=published) for index in range(signatures))
 
 
 ODD_MESSAGES = {
@@ -71,7 +73,8 @@ ODD_MESSAGES = {
     "8-bit body": HEADER + b"\r\nGr\xfc\xdfe und \xc3\xbc\r\n\x80\xff\r\n",
     "dots": HEADER + b"\r\n.\r\n..\r\n.a\r\n",
     "very long lines": HEADER + b"X: " + b"x" * 5000 + b"\r\n\r\n" + b"y" * 50_000 + b"\r\n",
-    "folded": b"From:\r\n Ann\r\n\t<ann@example.com>\r\nSubject: a\r\n  b\r\n\tc \r\n \r\n d\r\nTo:\r\n\tx@y.example\r\n\r\nb\r\n",
+    "folded": b"From:\r\n Ann\r\n\t<ann@example.com>\r\n"
+    b"Subject: a\r\n  b\r\n\tc \r\n \r\n d\r\nTo:\r\n\tx@y.example\r\n\r\nb\r\n",
     "no space after the colon": b"From:ann@example.com\r\nSubject:x\r\nDate:now\r\n\r\nb\r\n",
     "trailing spaces": b"From: ann@example.com  \t\r\nSubject: x \t \r\n\r\nb\r\n",
     "empty values": b"From: ann@example.com\r\nSubject:\r\nTo: \r\nCc:\t\r\n\r\nb\r\n",
@@ -262,6 +265,17 @@ def test_a_field_added_on_the_way_breaks_the_signature(added):
 def test_trace_fields_added_on_the_way_do_no_harm():
     message = signed(ODD_MESSAGES["all kinds of fields"])
     assert verified_by_dkimpy(b"Received: from us\r\nReturn-Path: <bounce@example.com>\r\nX-Spam: no\r\n" + message)
+
+
+def test_what_intake_mends_and_what_compose_makes_verifies():
+    mails = [
+        b"From : ann@example.com\r\nSubject\t: x\r\nBcc: eve@example.net\r\n\r\nb",
+        b"no header at all\r\n",
+        compose(Outgoing(from_=Address("ann@example.com", "Änn"), subject="ü" * 200, html="<p>  Hi\t</p>" * 300)),
+    ]
+    for mail in mails:
+        content = fix_up(mail, message_id="<1@h>", date="now", received=b"Received: x\r\n", add_from="ann@example.com")
+        assert verified_by_dkimpy(signed(content if content.endswith(b"\r\n") else content + b"\r\n"))
 
 
 def test_drafts_sealed_elsewhere_make_the_same_signature():

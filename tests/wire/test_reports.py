@@ -299,6 +299,12 @@ def test_the_boundary_is_in_no_part_and_line_ends_of_the_original_are_mended():
     assert len(parts) == 3
 
 
+FIELDS = {
+    *("Date", "From", "To", "Subject", "Message-ID", "In-Reply-To", "References", "Auto-Submitted"),
+    *("MIME-Version", "Content-Type", "Content-Transfer-Encoding"),
+}
+
+
 @given(
     st.text(),
     st.text(),
@@ -314,7 +320,7 @@ def test_whatever_comes_in_the_report_has_its_three_parts(diagnostic, host, rest
     )
     message, parts = parse(report)
     assert len(parts) == 3
-    assert len(message.keys()) in (8, 9)
+    assert set(message.keys()) <= FIELDS
     assert [part.get_content_type() for part in parts[:2]] in (
         ["text/plain", "message/delivery-status"],
         ["text/plain", "message/global-delivery-status"],

@@ -355,6 +355,27 @@ def test_any_argument_is_a_command_or_a_refusal_in_one_ascii_line(arg):
         assert refusal.code >= 500
 
 
+@pytest.mark.parametrize(
+    "arg",
+    [
+        "FROM:<" + "@a," * 100_000 + ">",
+        "FROM:<@a" + ",@a" * 100_000 + ">",
+        'FROM:<"' + "\\a" * 100_000,
+        "FROM:<" + '""' * 100_000,
+        "FROM:<" + "a." * 100_000 + "@",
+        "FROM:<a@" + "b-" * 100_000 + ">",
+        "FROM:<a@b>" + " " * 200_000 + "\n",
+        "FROM:<a@b> ENVID=" + "+4" * 100_000,
+        "FROM:<a@" + "\u0f84" * 1000 + "> SMTPUTF8",
+    ],
+)
+def test_no_argument_makes_the_parser_slow(arg):
+    before = time.perf_counter()
+    with pytest.raises(Refused):
+        parse_mail(arg)
+    assert time.perf_counter() - before < 1
+
+
 # ---- xtext
 
 

@@ -1,0 +1,67 @@
+"""The systems under test: each started and stopped by the driver, with nothing of its own outside the work directory."""
+
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from benchmarks.cgroup import Accounting, accounting
+
+START = 60.0  # seconds
+
+
+class Peer:
+    """One system: `directory` holds all of it, `group` counts all of it."""
+
+    name: str
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.directory.mkdir(parents=True)
+        self.group: Accounting = accounting(self.name)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, sink_port: int, key: Path, selector: str) -> None:
+        """Take mail on `port()` and relay all of it to the sink; sign it when asked, with this RSA key."""
+        raise NotImplementedError
+
+    def port(self, *, signed: bool) -> int:
+        """Where to send what is to be signed, or not."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End it in order, then whatever is left."""
+        for process in reversed(self._processes):
+            process.terminate()
+            process.wait(60)
+        self._processes.clear()
+        self.group.close()
+
+    def _run(self, words: Sequence[str | Path], log: str) -> "subprocess.Popen[bytes]":
+        """Start a process of the system; what it says goes to the file `log`."""
+        with (self.directory / log).open("ab") as output:
+            process = subprocess.Popen(
+                self.group.command([str(word) for word in words]), stdout=output, stderr=output, process_group=0
+            )
+        self.group.adopt(process.pid)
+        self._processes.append(process)
+        return process
+
+    def _wait_for_port(self, port: int) -> None:
+        deadline = time.monotonic() + START
+        while True:
+            try:
+                return socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port that nobody has now; for programs that cannot choose their own."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port: int = server.getsockname()[1]
+        return port

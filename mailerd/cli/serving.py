@@ -1,0 +1,61 @@
+"""`mailerd run` itself, without a library for command lines: what is imported here stays in the daemon's memory."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+VARIABLE = "MAILERD_CONFIG"
+PLACES = (Path("/etc/mailerd/mailerd.yaml"), Path("config/dev.yaml"))
+FLAGS = ("--config", "-c")
+
+
+def is_plain_run(arguments: Sequence[str]) -> bool:
+    """Whether this is `run` with nothing but `--config FILE`, before or after it."""
+    return _without_config(arguments) == ["run"]
+
+
+def config_of(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Path:
+    """The configuration file that these arguments name, the last one when there are several; else the usual one."""
+    named = ""
+    for position, argument in enumerate(arguments):
+        if argument in FLAGS and position + 1 < len(arguments):
+            named = arguments[position + 1]
+        elif argument.startswith("--config="):
+            named = argument.partition("=")[2]
+    return Path(named) if named else usual_config(environ)
+
+
+def usual_config(environ: Mapping[str, str] = os.environ) -> Path:
+    """$MAILERD_CONFIG, else the first of `PLACES` that exists, else the first: its absence will be told."""
+    if named := environ.get(VARIABLE):
+        return Path(named)
+    return next((place for place in PLACES if place.exists()), PLACES[0])
+
+
+def serve(config_path: Path) -> int:
+    """Run the daemon until SIGTERM or SIGINT; the exit status."""
+    import asyncio
+
+    from mailerd import config, logs
+    from mailerd.cli.failure import tell
+    from mailerd.daemon import run
+    from mailerd.errors import ConfigError
+
+    try:
+        settings = config.load(config_path, environ=os.environ)
+    except ConfigError as error:
+        return tell(error)
+    logs.set_up(settings.log)
+    return asyncio.run(run(settings, config_path))
+
+
+def _without_config(arguments: Sequence[str]) -> list[str]:
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in FLAGS:
+            if next(words, None) is None:
+                return ["incomplete"]
+        elif not word.startswith("--config="):
+            rest.append(word)
+    return rest

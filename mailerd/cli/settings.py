@@ -1,0 +1,65 @@
+"""What commands work on: the configuration, and the database of the daemon that runs with it."""
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import msgspec
+
+from mailerd import db, logs
+from mailerd.cli.failure import CommandError
+from mailerd.cli.serving import usual_config
+from mailerd.config import Config, Log
+from mailerd.config import load as load_config
+from mailerd.db.embedded import running_url
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    path: Path
+    config: Config
+
+
+def load(path: Path | None) -> Settings:
+    """Read the configuration as the daemon does. Raises `ConfigError`."""
+    path = path or usual_config()
+    logs.set_up(Log(format="console", level="error"))
+    config = load_config(path, environ=os.environ)
+    return Settings(path, msgspec.structs.replace(config, hostname=config.hostname or socket.getfqdn()))
+
+
+@asynccontextmanager
+async def database(settings: Settings) -> AsyncIterator[db.Pool]:
+    """Connections to the database: the external one, or the embedded one of the daemon that runs on `data_dir`.
+
+    What goes wrong with it, now or later, comes out as `CommandError` or `DatabaseError`.
+    """
+    try:
+        pool = await db.connect_pool(_url(settings), min=1, max=2, application_name="mailerd command")
+        async with pool:
+            yield pool
+    except asyncpg.UndefinedTableError:
+        text = f"the database is empty so far: start mailerd once with `mailerd run --config {settings.path}`"
+        raise CommandError(text, os.EX_UNAVAILABLE) from None
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionResetError, TimeoutError) as error:
+        text = f"the database went away: {str(error) or type(error).__name__}; try again"
+        raise CommandError(text, os.EX_UNAVAILABLE) from error
+
+
+def _url(settings: Settings) -> str:
+    config = settings.config
+    if config.database.url is not None:
+        return config.database.url
+    try:
+        url = running_url(Path(config.data_dir))
+    except PermissionError:
+        text = f"{config.data_dir} is not yours to read: run this as the user that mailerd runs as, or as root"
+        raise CommandError(text, os.EX_NOPERM) from None
+    if url is None:
+        text = f"mailerd is not running on {config.data_dir}: start it with `mailerd run --config {settings.path}`"
+        raise CommandError(text, os.EX_UNAVAILABLE)
+    return url

@@ -1,0 +1,53 @@
+"""Looking at what waits: the recipients that fit a selection, and why each of them waits, until when."""
+
+from datetime import datetime
+
+from mailerd.db import Pool
+from mailerd.queue.control import MATCH, Selection
+from mailerd.queue.views import RecipientState, View
+
+COUNT = f"SELECT count(*) FROM recipients AS r, messages AS m WHERE {MATCH}"
+WAITING = f"""
+    SELECT r.message_id, r.n, r.address, m.sender, r.queue, m.accepted_at, r.attempts, r.expires_at, r.last_reply,
+           CASE WHEN r.held THEN 'held' WHEN r.attempts > 0 THEN 'deferred' ELSE 'queued' END AS state,
+           r.owner IS NOT NULL AS in_memory,
+           GREATEST(r.due_at, CASE WHEN r.owner IS NULL THEN q.blocked_until END) AS due_at,
+           CASE WHEN r.owner IS NULL AND q.blocked_until > now() THEN q.reason ELSE r.reason END AS reason
+      FROM messages AS m, recipients AS r LEFT JOIN queues AS q ON q.name = r.queue
+     WHERE {MATCH} AND ($9::text IS NULL OR r.queue = $9)
+     ORDER BY r.due_at, r.message_id, r.n LIMIT $10
+"""
+
+
+class WaitingView(View, frozen=True, kw_only=True):
+    """One recipient that waits, as `RecipientView`, with its message. `in_memory`: a worker has it, about to send."""
+
+    message_id: int
+    n: int
+    address: str
+    sender: str
+    queue: str
+    state: RecipientState
+    accepted_at: datetime
+    attempts: int
+    due_at: datetime
+    expires_at: datetime
+    in_memory: bool
+    reason: str
+    last_reply: str
+
+
+class WaitingStore:
+    """Reads recipients without a final state."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def count(self, selection: Selection) -> int:
+        """How many recipients fit."""
+        return int(await self._pool.fetchval(COUNT, *selection.parameters()))
+
+    async def list(self, selection: Selection, *, queue: str | None, limit: int) -> list[WaitingView]:
+        """Up to `limit` recipients that fit, of one queue if it is named; those due first come first."""
+        rows = await self._pool.fetch(WAITING, *selection.parameters(), queue, limit)
+        return [WaitingView(**row) for row in rows]

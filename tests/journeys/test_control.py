@@ -1,0 +1,108 @@
+"""Hold, release, retry, bounce, cancel: what operators do to waiting mail."""
+
+from datetime import timedelta
+
+import pytest
+
+from mailerd.queue.control import ControlStore, MessageControl, Selection
+from tests.support.dns_server import DnsServer
+from tests.support.relay import RunningRelay
+from tests.support.scripted_mx import Pause, ScriptedMx
+
+
+@pytest.fixture
+def control(relay: RunningRelay) -> ControlStore:
+    return ControlStore(relay.pool)
+
+
+@pytest.fixture
+def later(mx: ScriptedMx) -> None:
+    """Everything is deferred once."""
+    mx.on("RCPT TO:<", "451 4.3.0 later", "451 4.3.0 later", then="250 ok")
+
+
+async def test_held_mail_stays_until_it_is_released(
+    relay: RunningRelay, mx: ScriptedMx, control: ControlStore, later: None
+) -> None:
+    receipt = await relay.submit("a@example.net", "b@example.org")
+    await relay.settled()
+    held = await control.hold(Selection(domain="example.net"), actor="me", now=relay.clock.now)
+    assert (held.changed, held.waiting) == (1, 1)
+
+    relay.clock.advance(hours=2)
+    await relay.run_once()
+    assert await relay.states(receipt) == ["held", "delivered"]
+    assert (await relay.view(receipt)).recipients[0].reason == "held by me"
+
+    await control.release(Selection(message=receipt.message_id), actor="me", now=relay.clock.now)
+    await relay.run_once()
+    assert await relay.states(receipt) == ["delivered", "delivered"]
+    assert await relay.pool.fetchval("SELECT count(*) FROM audit") == 2
+    assert "recipient.held" in await relay.events(receipt)
+
+
+async def test_retry_makes_waiting_mail_due_now(relay: RunningRelay, control: ControlStore, later: None) -> None:
+    receipt = await relay.submit("a@example.net", "b@example.net")
+    await relay.settled()
+    steered = await control.retry(Selection(message=receipt.message_id), actor="me", now=relay.clock.now)
+    assert steered.changed == 2
+    await relay.run_once()
+    assert await relay.states(receipt) == ["delivered", "delivered"]
+
+
+async def test_cancelled_mail_is_gone_and_nobody_is_told(
+    relay: RunningRelay, mx: ScriptedMx, control: ControlStore, later: None
+) -> None:
+    receipt = await relay.submit("a@example.net", "b@example.net")
+    await relay.settled()
+    steered = await control.cancel(Selection(address="a@example.net"), actor="me", now=relay.clock.now)
+    assert (steered.changed, steered.waiting) == (1, 0)
+    relay.clock.advance(hours=2)
+    await relay.run_once()
+    assert await relay.states(receipt) == ["cancelled", "delivered"]
+    assert [delivery.recipient for delivery in mx.delivered] == ["b@example.net"]
+    assert await relay.pool.fetchval("SELECT count(*) FROM messages") == 0
+
+
+async def test_bounced_mail_is_returned_to_its_sender(
+    relay: RunningRelay, mx: ScriptedMx, dns: DnsServer, control: ControlStore, later: None
+) -> None:
+    dns.add("sender.example", "MX", "10 mx.example.net.")
+    receipt = await relay.submit("a@example.net", "b@example.net")
+    await relay.settled()
+    await control.bounce(Selection(sender="ann@sender.example"), actor="me", now=relay.clock.now)
+    await relay.relay.sweep()
+    await relay.settled()
+    assert await relay.states(receipt) == ["expired", "expired"]
+    assert mx.delivered[-1].recipient == "ann@sender.example"
+    assert b"returned by me" in mx.delivered[-1].content
+
+
+async def test_rescheduled_mail_waits_until_then(relay: RunningRelay, control: ControlStore, later: None) -> None:
+    receipt = await relay.submit("a@example.net", "b@example.net")
+    await relay.settled()
+    at = relay.clock.now + timedelta(hours=5)
+    await control.reschedule(Selection(message=receipt.message_id), due_at=at, actor="me", now=relay.clock.now)
+    assert {recipient.due_at for recipient in (await relay.view(receipt)).recipients} == {at}
+
+
+async def test_one_message_is_steered_by_its_own_tenant_only(
+    relay: RunningRelay, control: ControlStore, later: None
+) -> None:
+    receipt = await relay.submit("a@example.net", "b@example.net")
+    await relay.settled()
+    steering = MessageControl(control, relay.clock)
+    assert await steering.cancel(receipt.message_id, tenant="other", actor="eve") is None
+    steered = await steering.hold(receipt.message_id, tenant="default", actor="ann")
+    assert steered is not None
+    assert steered.changed == 2
+
+
+async def test_mail_in_memory_is_recalled(relay: RunningRelay, mx: ScriptedMx, control: ControlStore) -> None:
+    mx.on("CONNECT", [Pause(0.5), "220 hello"])
+    receipts = [await relay.submit(f"user{n}@example.net") for n in range(5)]
+    recalled = relay.relay.dispatcher.recall(Selection(credential="trusted"))
+    assert recalled == 5
+    await control.hold(Selection(domain="example.net"), actor="me", now=relay.clock.now)
+    await relay.settled()
+    assert [(await relay.states(receipt))[0] for receipt in receipts] == ["held"] * 5

@@ -1,0 +1,40 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from prometheus_client import REGISTRY
+
+from mailerd import metrics
+
+
+def test_what_is_counted_is_shown() -> None:
+    before = REGISTRY.get_sample_value("mailerd_recipients_accepted_total", {"stream": "marketing", "protocol": "smtp"})
+    metrics.accepted("marketing", "smtp", recipients=3, size=1000)
+
+    after = REGISTRY.get_sample_value("mailerd_recipients_accepted_total", {"stream": "marketing", "protocol": "smtp"})
+    assert (after or 0) - (before or 0) == 3
+    assert b'mailerd_messages_accepted_total{protocol="smtp",stream="marketing"}' in metrics.render()
+
+
+def test_sites_beyond_the_limit_are_counted_together() -> None:
+    for number in range(metrics.MAX_SITES + 50):
+        metrics.attempted("bounded", f"mx{number}.example", "delivered", "ok")
+
+    lines = [
+        line for line in metrics.render().splitlines() if b'stream="bounded"' in line and b"attempts_total" in line
+    ]
+    assert len(lines) == metrics.MAX_SITES + 1
+    labels = {"stream": "bounded", "site": "other", "outcome": "delivered", "kind": "ok"}
+    assert REGISTRY.get_sample_value("mailerd_attempts_total", labels) == 50
+
+
+def test_processes_are_added_up(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    count = "from mailerd import metrics; metrics.accepted('marketing', 'http', 1, 10); metrics.sessions('in', 2)"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", count], env=environment, check=True)
+    show = "import sys; from mailerd import metrics; sys.stdout.buffer.write(metrics.render())"
+    shown = subprocess.run([sys.executable, "-c", show], env=environment, check=True, capture_output=True).stdout
+
+    assert b'mailerd_messages_accepted_total{protocol="http",stream="marketing"} 2.0' in shown
