@@ -74,10 +74,10 @@ class ControlGroup:
             for pid in self.pids():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            try:
-                return self._path.rmdir()
-            except OSError:
-                time.sleep(0.05)
+            with suppress(OSError):
+                self._path.rmdir()
+                return
+            time.sleep(0.05)
 
 
 class CpuacctGroup(ControlGroup):

@@ -3,7 +3,7 @@
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,6 +60,11 @@ class Run:
     strays: int
     signed: int
 
+    @property
+    def complete(self) -> bool:
+        """Every message came, once, and signed if it was to be."""
+        return not self.missing and not self.duplicates and self.signed == (self.count if "RSA" in self.cell else 0)
+
     def as_dict(self) -> dict[str, object]:
         return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
@@ -79,9 +84,10 @@ class Bench:
         self._runs += 1
         run = f"r{self._runs}x"
         self.sink.begin(run)
-        cpu, source_cpu, sink_cpu = peer.group.cpu(), self._source.cpu(), self._sink_group.cpu()
+        parts = peer.parts(signed=load.signed)
+        cpu, source_cpu, sink_cpu = total_cpu(parts), self._source.cpu(), self._sink_group.cpu()
         flushed = flushes(self._work)
-        with watched_memory(peer.group) as peak:
+        with watched_memory(*parts) as peak:
             begun = time.monotonic()
             subprocess.run(
                 self._source.command(load.command(peer.port(signed=load.signed), run)),
@@ -98,7 +104,7 @@ class Bench:
             cell=load.name,
             rate=load.count / (report["last"] - begun),
             accept_rate=load.count / (accepted - begun),
-            cpu_us=(peer.group.cpu() - cpu) / load.count * 1e6,
+            cpu_us=(total_cpu(parts) - cpu) / load.count * 1e6,
             memory_mb=max(peak) / 1e6,
             flushes=(flushes(self._work) - flushed) / load.count,
             source_us=(self._source.cpu() - source_cpu) / load.count * 1e6,
@@ -114,15 +120,22 @@ class Bench:
         self.sink.close()
 
 
+def total_cpu(parts: Sequence[Accounting]) -> float:
+    return sum(part.cpu() for part in parts)
+
+
 @contextmanager
-def watched_memory(group: Accounting) -> Iterator[list[int]]:
-    """A list that gets the group's memory in bytes now and then, and at the end."""
+def watched_memory(*parts: Accounting) -> Iterator[list[int]]:
+    """A list that gets the memory of these in bytes now and then, and at the end."""
     seen: list[int] = []
     done = threading.Event()
 
+    def look() -> None:
+        seen.append(memory([pid for part in parts for pid in part.pids()]))
+
     def watch() -> None:
         while not done.wait(MEMORY_EVERY):
-            seen.append(memory(group.pids()))
+            look()
 
     watcher = threading.Thread(target=watch, name="memory")
     watcher.start()
@@ -131,4 +144,4 @@ def watched_memory(group: Accounting) -> Iterator[list[int]]:
     finally:
         done.set()
         watcher.join()
-        seen.append(memory(group.pids()))
+        look()

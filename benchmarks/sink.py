@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 EHLO = b"250-sink.localhost\r\n250-PIPELINING\r\n250-SIZE 100000000\r\n250-ENHANCEDSTATUSCODES\r\n250 8BITMIME\r\n"
 DONE = b"250 2.0.0 taken\r\n"
@@ -31,14 +31,13 @@ class Tally:
         """Count afresh; recipients of other runs are strays."""
         self.run = run.encode()
         self.seen: set[bytes] = set()
-        self.duplicates = self.strays = self.signed = self.messages = self.octets = 0
+        self.duplicates = self.strays = self.signed = self.messages = 0
         self.last = 0.0  # time.monotonic() of the last new recipient
         self.sample = b""
         self.wanted = 0
 
-    def count(self, recipients: list[bytes], size: int, head: bytes) -> None:
+    def count(self, recipients: list[bytes], head: bytes) -> None:
         self.messages += 1
-        self.octets += size
         self.signed += b"DKIM-Signature:" in head
         for recipient in recipients:
             if self.run not in recipient:
@@ -53,7 +52,7 @@ class Tally:
             self.wanted = 0
 
     def report(self) -> None:
-        fields = ("duplicates", "strays", "signed", "messages", "octets", "last")
+        fields = ("duplicates", "strays", "signed", "messages", "last")
         report = {name: getattr(self, name) for name in fields} | {"unique": len(self.seen)}
         print(json.dumps(report), flush=True)
 
@@ -67,10 +66,10 @@ class Conversation(asyncio.Protocol):
         self._content = False  # between DATA and the dot
         self._rest = b""
         self._recipients: list[bytes] = []
+        self._parts: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's own class is no subclass of it
         self._socket = transport.get_extra_info("socket")
         transport.write(b"220 sink.localhost ESMTP\r\n")
 
@@ -93,7 +92,7 @@ class Conversation(asyncio.Protocol):
                 replies.append(b"250 2.1.5 ok\r\n")
             elif verb == b"DATA":
                 replies.append(b"354 go on\r\n")
-                self._content, self._size, self._head, self._parts = True, 0, b"", []
+                self._content, self._head, self._parts = True, b"", []
                 break
             elif verb == b"EHLO":
                 replies.append(EHLO)
@@ -126,14 +125,13 @@ class Conversation(asyncio.Protocol):
         if end < 0:
             end = data.find(END)
             end = end + seam if end >= 0 else -1
-        self._size += len(data)
         if end < 0:
             self._tail = (self._tail + data[-4:])[-4:]
             return self._acknowledge()
         self._content = False
         after = data[end + len(END) - seam :]
         self._keep_sample()
-        self._tally.count(self._recipients, self._size, self._head)
+        self._tally.count(self._recipients, self._head)
         self._recipients = []
         self._transport.write(DONE)
         if after:
@@ -162,6 +160,7 @@ async def serve(port: int, keep: Path | None) -> None:
         order, _, argument = line.decode().strip().partition(" ")
         if order == "begin":
             tally.begin(argument)
+            tally.report()
         elif order == "wait" and len(tally.seen) < int(argument):
             tally.wanted = int(argument)
         else:
@@ -185,6 +184,7 @@ class Sink:
         while self._said(0.0):  # the answer to a wait() that was given up
             self._read(0.0)
         self._order(f"begin {run}")
+        self._read(30.0)
 
     def wait(self, count: int, seconds: float) -> dict[str, Any]:
         """The report when `count` different recipients have come, or after `seconds`."""
@@ -219,6 +219,7 @@ class Sink:
         return self._process.stdout.readline()
 
     def _said(self, seconds: float) -> bool:
+        assert self._process.stdout is not None
         return bool(select.select([self._process.stdout], [], [], seconds)[0])
 
 

@@ -2,9 +2,11 @@
 
 The way of a message: `intake` takes it and commits it, `queue` keeps it, `delivery` routes, signs and sends it, and
 what happened is appended to `events`. `web` and `cli` look and steer; `relay` puts intake, queue and delivery together,
-`worker` runs that in one process, `daemon` watches the workers. Imports go only left along
+`worker` runs that in one process, `daemon` starts the workers, each with its `assignment`, and watches them. `sandbox`
+is a mail exchanger to try things out with. Imports go only left along
 
-    errors < wire < config < db < events < metrics < queue < delivery < intake < relay < web < worker < daemon < cli
+    errors < wire < config < logs < processes < db < events < metrics < queue < delivery < intake < relay < web <
+    sandbox < assignment < worker < daemon < cli
 
 Glossary (one word, one meaning):
 

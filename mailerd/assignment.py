@@ -30,6 +30,7 @@ class Assignment(msgspec.Struct, frozen=True):
     listeners: list[tuple[int, int]]  # file descriptor, index into config.listeners; several where a name had several
     http: list[int]  # file descriptors
     control: int  # file descriptor
+    slot: int = 0  # which of the daemon's workers this is, from 0
 
 
 def read_assignment() -> Assignment:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import msgspec
 import structlog
@@ -15,11 +16,7 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 def set_up(config: Log) -> None:
     """Call once in each process, before anything is logged."""
     console = config.format == "console" or (config.format == "auto" and sys.stderr.isatty())
-    processors: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    processors: list[structlog.typing.Processor] = [_add_level_and_time]
     if console:
         processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
         factory: Callable[..., object] = structlog.WriteLoggerFactory(file=sys.stderr)
@@ -34,6 +31,12 @@ def set_up(config: Log) -> None:
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # aiosmtpd's; ours says it in our words
+
+
+def _add_level_and_time(_: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    event["level"] = method
+    event["timestamp"] = datetime.now(UTC).isoformat()
+    return event
 
 
 def _encode(value: object, **_: object) -> bytes:

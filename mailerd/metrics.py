@@ -115,16 +115,32 @@ _request_seconds = _children(
 )
 
 
+# Adding to a shared counter costs as much as parsing a command. What is counted for each message is added up here
+# first, and goes to the shared counters when somebody calls `flush()`, as the worker does every second.
+_pending: dict[Counter, float] = {}
+
+
+def _count(counter: Counter, amount: float = 1.0) -> None:
+    _pending[counter] = _pending.get(counter, 0.0) + amount
+
+
+def flush() -> None:
+    """Hand what was counted to the shared counters."""
+    for counter, amount in _pending.items():
+        counter.inc(amount)
+    _pending.clear()
+
+
 def accepted(stream: str, protocol: str, recipients: int, size: int) -> None:
     """One message was committed; `protocol` is smtp or http."""
-    _accepted(stream, protocol).inc()
-    _accepted_recipients(stream, protocol).inc(recipients)
-    _accepted_bytes(stream, protocol).inc(size)
+    _count(_accepted(stream, protocol))
+    _count(_accepted_recipients(stream, protocol), recipients)
+    _count(_accepted_bytes(stream, protocol), size)
 
 
 def refused(protocol: str, name: str) -> None:
     """A submission was refused; `name` is `Refused.name`."""
-    _refused(protocol, name).inc()
+    _count(_refused(protocol, name))
 
 
 def committed(messages: int, seconds: float) -> None:
@@ -135,7 +151,7 @@ def committed(messages: int, seconds: float) -> None:
 
 def attempted(stream: str, site: str, outcome: str, kind: str) -> None:
     """One recipient was tried, with this verdict."""
-    _attempts(stream, site, outcome, kind).inc()
+    _count(_attempts(stream, site, outcome, kind))
 
 
 def transacted(stream: str, seconds: float) -> None:
@@ -145,7 +161,7 @@ def transacted(stream: str, seconds: float) -> None:
 
 def finished(stream: str, state: str, seconds: float) -> None:
     """One recipient reached its final state, `seconds` after it was accepted."""
-    _finished(stream, state).inc()
+    _count(_finished(stream, state))
     if state == "delivered":
         _delivery_seconds(stream).observe(seconds)
 
@@ -168,12 +184,13 @@ def memory(messages: int, size: int) -> None:
 
 def requested(operation: str, status: int, seconds: float) -> None:
     """One HTTP request was answered."""
-    _requests(operation, str(status)).inc()
+    _count(_requests(operation, str(status)))
     _request_seconds(operation).observe(seconds)
 
 
 def render() -> bytes:
     """All metrics in the text format of Prometheus; of all processes when they share a directory."""
+    flush()
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()

@@ -23,6 +23,7 @@ from mailerd.queue.commit import GroupCommit
 from mailerd.queue.ids import IdMaker, first_id_at
 from mailerd.queue.mail import Recipient
 from mailerd.queue.store import QueueStore
+from mailerd.queue.workers import WorkerStore
 
 
 def utc_now() -> datetime:
@@ -70,6 +71,8 @@ class Relay:
             config,
             router=Router(config, self._resolver),
             store=self.store,
+            leases=WorkerStore(pool),
+            journal=self.journal,
             attempts=attempts,
             settler=self._settler,
             worker=worker,

@@ -1,22 +1,25 @@
 """A worker: one process, one event loop, the whole way of a message."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import asyncpg
 import msgspec
 import structlog
 import uvloop
 
-from mailerd import logs
+from mailerd import logs, metrics
 from mailerd.assignment import Assignment, Control, read_assignment
 from mailerd.config import Config, load
 from mailerd.db import connect_pool
 from mailerd.intake.authenticator import Authenticator
 from mailerd.intake.credentials import CredentialStore
+from mailerd.intake.shares import Shares
 from mailerd.intake.smtp_content import Memory
 from mailerd.intake.smtp_listener import SmtpListener, server_context
 from mailerd.queue.commit import LOST
@@ -46,6 +49,19 @@ def main() -> None:
     uvloop.run(Worker(config, assignment).run())
 
 
+def tame_collector() -> None:
+    """What was built at the start stays for good, and messages hold no cycles: look for garbage seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+async def _share_counts() -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        metrics.flush()
+
+
 class Worker:
     """Builds everything from the configuration, runs it, and takes it down in order."""
 
@@ -63,6 +79,7 @@ class Worker:
         control = Control(self._assignment.control)
         async with control.held():
             await self._start()
+            tame_collector()
             control.ready()
             await self._stopping.wait()
             await self._stop()
@@ -85,6 +102,7 @@ class Worker:
             for work, name in (
                 (self._beat(), "beat"),
                 (self._sweep(), "sweep"),
+                (_share_counts(), "metrics"),
                 (self._listen(), "recall"),
                 (self._relay.dispatcher.run(), "dispatcher"),
             )
@@ -97,6 +115,7 @@ class Worker:
         authenticator = Authenticator(credentials, failures=config.smtp.auth_failures)
         memory = Memory(config.smtp.data_memory)
         tls = server_context(config.tls)
+        shares = Shares(Path(config.data_dir) / "connections", self._assignment.slot, self._workers)
         self._listeners = [
             SmtpListener(
                 config.listeners[index],
@@ -107,6 +126,7 @@ class Worker:
                 authenticator=authenticator,
                 memory=memory,
                 tls=tls,
+                shares=shares,
             )
             for descriptor, index in self._assignment.listeners
         ]
@@ -121,14 +141,13 @@ class Worker:
             max_recipients=config.smtp.max_recipients,
             memory=config.smtp.data_memory,
             stop=STOP_HTTP,
-            workers=self._workers,
         )
         services = Services(
             submitter=self._relay.submitter,
             authenticator=authenticator,
             mail=TraceStore(self._pool),
             control=MessageControl(ControlStore(self._pool, keep_bodies=config.retention.bodies > 0), utc_now),
-            ping=self._ping,
+            ping=self._leases.ping,
             stopping=self._stopping.is_set,
             cursor_key=await credentials.secret(),
             limits=limits,
@@ -137,9 +156,6 @@ class Worker:
         self._http = [HttpServer(app, socket.socket(fileno=descriptor), limits) for descriptor in self._assignment.http]
         for server in self._http:
             await server.start()
-
-    async def _ping(self) -> None:
-        await self._pool.fetchval("SELECT 1")
 
     # in the background
 
@@ -161,6 +177,9 @@ class Worker:
             except LOST as error:
                 watch.blind()
                 log.warning("beat.missed", error=str(error))
+            except Exception:  # such as a full disk; without a beat this worker would never send again
+                watch.blind()
+                log.exception("beat.failed")
 
     async def _sweep(self) -> None:
         while True:
@@ -183,6 +202,8 @@ class Worker:
                 await lost.wait()
             except LOST as error:
                 log.warning("recall.interrupted", error=str(error))
+            except Exception:
+                log.exception("recall.failed")
             await asyncio.sleep(LISTEN_AGAIN)
 
     def _on_recall(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:

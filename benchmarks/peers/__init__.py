@@ -1,4 +1,4 @@
-"""The systems under test: each started and stopped by the driver, with nothing of its own outside the work directory."""
+"""The systems under test: each started and stopped by the driver, and nothing of it outside the work directory."""
 
 import socket
 import subprocess
@@ -13,7 +13,7 @@ START = 60.0  # seconds
 
 
 class Peer:
-    """One system: `directory` holds all of it, `group` counts all of it."""
+    """One system: `directory` holds all of it, `group` counts it, all but what only signed mail needs."""
 
     name: str
 
@@ -31,6 +31,10 @@ class Peer:
         """Where to send what is to be signed, or not."""
         raise NotImplementedError
 
+    def parts(self, *, signed: bool) -> list[Accounting]:
+        """What takes part in mail that is to be signed, or not."""
+        return [self.group]
+
     def stop(self) -> None:
         """End it in order, then whatever is left."""
         for process in reversed(self._processes):
@@ -39,13 +43,14 @@ class Peer:
         self._processes.clear()
         self.group.close()
 
-    def _run(self, words: Sequence[str | Path], log: str) -> "subprocess.Popen[bytes]":
+    def _run(self, words: Sequence[str | Path], log: str, group: Accounting | None = None) -> "subprocess.Popen[bytes]":
         """Start a process of the system; what it says goes to the file `log`."""
+        group = group or self.group
         with (self.directory / log).open("ab") as output:
             process = subprocess.Popen(
-                self.group.command([str(word) for word in words]), stdout=output, stderr=output, process_group=0
+                group.command([str(word) for word in words]), stdout=output, stderr=output, process_group=0
             )
-        self.group.adopt(process.pid)
+        group.adopt(process.pid)
         self._processes.append(process)
         return process
 

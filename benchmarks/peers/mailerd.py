@@ -61,4 +61,4 @@ class Mailerd(Peer):
 
     def workers(self) -> list[int]:
         """Process ids of the workers."""
-        return [pid for pid in self.group.pids() if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in self.group.pids() if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"worker\0")]

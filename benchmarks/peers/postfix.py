@@ -1,4 +1,4 @@
-"""Postfix of the Debian package, an instance of its own beside the system's; OpenDKIM as its milter where mail is signed."""
+"""Postfix of the Debian package, an instance beside the system's own; OpenDKIM as its milter where mail is signed."""
 
 import grp
 import os
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from benchmarks.cgroup import Accounting, accounting
 from benchmarks.peers import Peer, free_port
 
 # Debian's main.cf as far as it matters to a relay; nothing of it runs in a chroot, so that the spool needs no copy of
@@ -90,6 +91,13 @@ class Postfix(Peer):
     name = "postfix"
     more = ""
 
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._milter = accounting(f"{self.name}-opendkim")
+
+    def parts(self, *, signed: bool) -> list[Accounting]:
+        return [self.group, self._milter] if signed else [self.group]
+
     def start(self, sink_port: int, key: Path, selector: str) -> None:
         self._ports = {False: free_port(), True: free_port()}
         milter = free_port()
@@ -106,6 +114,7 @@ class Postfix(Peer):
     def stop(self) -> None:
         self._postfix("stop")
         super().stop()
+        self._milter.close()
 
     def _write_configuration(self, sink_port: int, milter: int) -> None:
         spool, data, config = (self.directory / name for name in ("spool", "data", "etc"))
@@ -127,7 +136,7 @@ class Postfix(Peer):
         shutil.chown(own, "opendkim")
         file = self.directory / "opendkim.conf"
         file.write_text(OPENDKIM.format(milter=milter, key=own, selector=selector))
-        self._run(["opendkim", "-f", "-x", file], "opendkim.log")
+        self._run(["opendkim", "-f", "-x", file], "opendkim.log", self._milter)
         self._wait_for_port(milter)
 
     def _postfix(self, order: str) -> None:

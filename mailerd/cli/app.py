@@ -86,9 +86,10 @@ def run(arguments: Sequence[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         print("mailerd: given up, nothing more is done", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `mailerd … | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return os.EX_OK
+    except PermissionError as error:
+        text = f"mailerd: {error.filename}: permission denied; run this as the user that mailerd runs as"
+        print(text, file=sys.stderr)
+        return os.EX_NOPERM
 
 
 def _status(result: object) -> int:
@@ -99,5 +100,5 @@ def _misused(error: typer.TyperException) -> int:
     """One line, and where to read on."""
     command = getattr(getattr(error, "ctx", None), "command_path", "mailerd")
     if message := " ".join(error.format_message().split()):  # none: the help was shown instead
-        print(f"mailerd: {message} Try `{command} --help`.", file=sys.stderr)
+        print(f"mailerd: {message.rstrip('.')}; see `{command} --help`", file=sys.stderr)
     return os.EX_USAGE

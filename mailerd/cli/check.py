@@ -69,7 +69,9 @@ def _tls_problems(settings: "Settings") -> list[ConfigProblem]:
     try:
         server_context(settings.config.tls)
     except ssl.SSLError as error:
-        text = f"certificate and key cannot be used: {error.reason or error}; both are PEM, and the key is the first one's"
+        text = (
+            f"certificate and key cannot be used: {error.reason or error}; both are PEM, and the key is the first one's"
+        )
         return [ConfigProblem("", 0, "tls", text)]
     except OSError as error:
         return [ConfigProblem("", 0, "tls", f"certificate or key cannot be read: {error.strerror}")]

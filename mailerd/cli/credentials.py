@@ -45,7 +45,9 @@ def create(
     sender_domain: Annotated[
         list[str], typer.Option("--sender-domain", metavar="DOMAIN", help="May send only as it; repeat, *.d is fine.")
     ] = [],  # noqa: B006 typer copies it
-    stream: Annotated[str | None, typer.Option("--stream", metavar="NAME", help="Its mail goes by this stream.")] = None,
+    stream: Annotated[
+        str | None, typer.Option("--stream", metavar="NAME", help="Its mail goes by this stream.")
+    ] = None,
     pool: Annotated[str | None, typer.Option("--pool", metavar="NAME", help="Its mail leaves by this pool.")] = None,
     message_rate: Annotated[
         str | None, typer.Option("--message-rate", metavar="RATE", help="Such as 10/s, 100/min, 1000/h, 5000/d.")
@@ -148,10 +150,8 @@ def disable(name: NameArgument, config: ConfigOption = None, as_json: JsonOption
     """
     from mailerd.cli.settings import load
 
-    settings = load(config)
-    if not asyncio.run(_with_store(settings, lambda store: store.disable(name, now=datetime.now(UTC)))):
-        if asyncio.run(_with_store(settings, lambda store: store.get(name))) is None:
-            raise _unknown(name)
+    if not asyncio.run(_with_store(load(config), lambda store: _disable(store, name))):
+        raise _unknown(name)
     _done(name, "disabled", "is refused, everywhere within a minute", as_json=as_json)
 
 
@@ -218,6 +218,11 @@ async def _with_store(settings: "Settings", work: "Callable[[CredentialStore], A
         return await work(CredentialStore(pool))
 
 
+async def _disable(store: "CredentialStore", name: str) -> bool:
+    """False when there is none of that name; one that is disabled already stays so."""
+    return await store.disable(name, now=datetime.now(UTC)) or await store.get(name) is not None
+
+
 def _unknown(name: str) -> CommandError:
     return CommandError(f"there is no credential {name}: `mailerd credentials list` shows all", os.EX_NOINPUT)
 
@@ -272,8 +277,9 @@ def _rate_text(rate: "Rate | None") -> str:
 
     if rate is None:
         return ""
-    unit = next((unit for unit, seconds in RATE_UNITS.items() if seconds == rate.period), f"{rate.period:g}s")
-    return f"{rate.count}/{unit}"
+    unit, seconds = next(item for item in reversed(RATE_UNITS.items()) if rate.period % item[1] == 0)
+    number = int(rate.period // seconds)
+    return f"{rate.count}/{number if number > 1 else ''}{unit}"
 
 
 def _state(credential: "Credential") -> str:
@@ -288,7 +294,10 @@ def _draw(found: "list[Credential]") -> None:
         return
     drawn = table(("name", "kind", "state", "scopes", "sends as", "stream", "limits", "tenant"))
     for each in found:
-        limits = [_rate_text(each.message_rate), each.recipient_rate and f"{_rate_text(each.recipient_rate)} recipients"]
+        limits = [
+            _rate_text(each.message_rate),
+            each.recipient_rate and f"{_rate_text(each.recipient_rate)} recipients",
+        ]
         drawn.add_row(
             clean(each.name),
             each.kind,

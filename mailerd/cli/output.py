@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -62,11 +62,12 @@ def working(text: str) -> AbstractContextManager[Any]:
     return console(errors=True).status(Text(text))
 
 
-def table(columns: Sequence[str], *, numbers: Sequence[str] = ()) -> Table:
-    """An empty table; `numbers` are the columns that are set flush right. Whole words stay, the last column folds."""
+def table(columns: Sequence[str], *, numbers: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """An empty table; `numbers` are the columns that are set flush right, `whole` those never folded."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
-        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        justify: JustifyMethod = "right" if column in numbers else "left"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=column in (*numbers, *whole))
     return made
 
 
@@ -99,26 +100,27 @@ def time_of(at: datetime | None) -> str:
     return "" if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def from_now(at: datetime | None, now: datetime) -> str:
-    """`in 4 min`, `2 h ago`, `now`; "" for None."""
+def from_now(at: datetime | None, now: datetime, *, units: int = 1) -> str:
+    """`in 4 min`, `2 h ago`, `now`; "" for None. With two units: `in 4 min 10 s`."""
     if at is None:
         return ""
     seconds = (at - now).total_seconds()
     if abs(seconds) < 1:
         return "now"
-    words = span(abs(seconds))
+    words = span(abs(seconds), units)
     return f"in {words}" if seconds > 0 else f"{words} ago"
 
 
-def span(seconds: float) -> str:
-    """The two largest units, as `3 d 4 h` or `12 s`."""
+def span(seconds: float, units: int = 2) -> str:
+    """The largest units, as `3 d 4 h` or `12 s`."""
     parts = []
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
         count, seconds = divmod(int(seconds), length)
         if count:
             parts.append(f"{count} {unit}")
-    return " ".join(parts[:2]) or "0 s"
+    return " ".join(parts[:units]) or "0 s"
 
 
-def bytes_of(count: int) -> str:
-    return f"{count:,} byte{'' if count == 1 else 's'}"
+def count_of(count: int, noun: str) -> str:
+    """`1 recipient`, `2,000 recipients`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

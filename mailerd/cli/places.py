@@ -6,7 +6,7 @@ import yaml
 
 
 def line_of(path: Path, key: str) -> int:
-    """The line of a key as problems name it (`domains.example.com.dkim[0]`), else of the nearest part of it; 0: none."""
+    """The line of a key as problems name it (`domains.example.com.dkim[0]`), else of its nearest part; 0: none."""
     try:
         node = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)  # nodes only: no object is built
     except (OSError, UnicodeDecodeError, yaml.YAMLError):

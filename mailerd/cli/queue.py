@@ -29,7 +29,9 @@ app = typer.Typer(
 MessageOption = Annotated[str | None, typer.Option("--message", "-m", metavar="MESSAGE_ID", help="All of one message.")]
 RecipientOption = Annotated[str | None, typer.Option("--recipient", "-r", metavar="ADDRESS", help="To this address.")]
 DomainOption = Annotated[str | None, typer.Option("--domain", "-d", metavar="DOMAIN", help="To this domain.")]
-SenderOption = Annotated[str | None, typer.Option("--sender", "-s", metavar="ADDRESS", help="From this address; '' too.")]
+SenderOption = Annotated[
+    str | None, typer.Option("--sender", "-s", metavar="ADDRESS", help="From this address; '' too.")
+]
 StreamOption = Annotated[str | None, typer.Option("--stream", metavar="NAME", help="Of this stream.")]
 PoolOption = Annotated[str | None, typer.Option("--pool", metavar="NAME", help="Of this pool.")]
 CredentialOption = Annotated[str | None, typer.Option("--credential", metavar="NAME", help="Submitted with it.")]
@@ -49,12 +51,12 @@ DONE = {
     Action.HOLD: "held",
     Action.RELEASE: "released",
     Action.RETRY: "made due now",
-    Action.BOUNCE: "given up, their senders are told",
+    Action.BOUNCE: "given up, senders are told",
     Action.DELETE: "deleted",
 }
 ASK_BEFORE = {
-    Action.BOUNCE: "Give up {count} waiting recipients and tell their senders?",
-    Action.DELETE: "Delete {count} waiting recipients for good, telling nobody?",
+    Action.BOUNCE: "Give up {count} and tell the senders?",
+    Action.DELETE: "Delete {count} for good, telling nobody?",
 }
 
 
@@ -231,7 +233,7 @@ def _domain(text: str | None) -> str | None:
 def _steer(
     action: Action, selection: "Selection", config: Path | None, *, everything: bool, yes: bool, as_json: bool
 ) -> None:
-    from mailerd.cli.output import print_json
+    from mailerd.cli.output import count_of, print_json
     from mailerd.cli.settings import load
     from mailerd.queue.control import Selection
 
@@ -243,12 +245,12 @@ def _steer(
     if action in ASK_BEFORE and not yes:
         count = asyncio.run(_count(settings, selection))
         if count:
-            confirm(ASK_BEFORE[action].format(count=f"{count:,}"))
+            confirm(ASK_BEFORE[action].format(count=count_of(count, "waiting recipient")))
     steered = asyncio.run(_carry_out(settings, action, selection))
     if as_json:
         print_json({"action": action, "changed": steered.changed, "waiting": steered.waiting})
     else:
-        print(f"{steered.changed:,} recipients {DONE[action]}; {steered.waiting:,} that fit wait.")
+        print(f"{count_of(steered.changed, 'recipient')} {DONE[action]}; {steered.waiting:,} that fit wait.")
 
 
 async def _queues(settings: "Settings", domain: str | None, limit: int) -> "list[QueueView]":
@@ -259,9 +261,7 @@ async def _queues(settings: "Settings", domain: str | None, limit: int) -> "list
         return await TraceStore(pool).queues(_domain(domain), limit)
 
 
-async def _waiting(
-    settings: "Settings", selection: "Selection", queue: str | None, limit: int
-) -> "list[WaitingView]":
+async def _waiting(settings: "Settings", selection: "Selection", queue: str | None, limit: int) -> "list[WaitingView]":
     from mailerd.cli.settings import database
     from mailerd.queue.waiting import WaitingStore
 
@@ -325,7 +325,7 @@ def _draw_queues(queues: "Sequence[QueueView]", now: datetime, limit: int) -> No
         say("Nothing waits.")
         return
     columns = ("queue", "waiting", "held", "in memory", "oldest", "next", "why it waits")
-    drawn = table(columns, numbers=("waiting", "held", "in memory"))
+    drawn = table(columns, numbers=("waiting", "held", "in memory"), whole=columns[:1])
     for queue in queues:
         blocked = queue.blocked_until is not None and queue.blocked_until > now
         drawn.add_row(
@@ -349,7 +349,11 @@ def _draw_waiting(waiting: "Sequence[WaitingView]", now: datetime, limit: int) -
     if not waiting:
         say("Nothing that fits waits.")
         return
-    drawn = table(("message", "recipient", "state", "tries", "next", "until", "why it waits"), numbers=("tries",))
+    drawn = table(
+        ("message", "recipient", "state", "tries", "next", "until", "why it waits"),
+        numbers=("tries",),
+        whole=("message", "state"),
+    )
     for view in waiting:
         drawn.add_row(
             format_message_id(view.message_id),

@@ -104,7 +104,9 @@ def _directory(config: Path | None) -> Path:
 def _plain(stored: "Stored", content: bytes) -> dict[str, Any]:
     import msgspec
 
-    return msgspec.structs.asdict(stored) | {"content": content.decode("utf-8", "surrogateescape").encode("utf-8", "replace").decode()}
+    return msgspec.structs.asdict(stored) | {
+        "content": content.decode("utf-8", "surrogateescape").encode("utf-8", "replace").decode()
+    }
 
 
 def _draw(kept: "list[Stored]", now: datetime) -> None:
@@ -113,7 +115,7 @@ def _draw(kept: "list[Stored]", now: datetime) -> None:
     if not kept:
         say("The sandbox has no message yet.")
         return
-    drawn = table(("id", "received", "from", "to", "bytes", "subject"), numbers=("bytes",))
+    drawn = table(("id", "received", "from", "to", "bytes", "subject"), numbers=("bytes",), whole=("id",))
     for each in kept:
         others = f" and {len(each.recipients) - 1} more" if len(each.recipients) > 1 else ""
         drawn.add_row(

@@ -68,8 +68,16 @@ async def _search(settings: "Settings", filters: "MailFilters", limit: int) -> "
     from mailerd.cli.settings import database
     from mailerd.queue.trace import TraceStore
 
+    found: list[MessageSummary] = []
+    before = None
     async with database(settings) as pool:
-        return list(await TraceStore(pool).search(filters, limit, None))
+        while len(found) < limit:
+            page = await TraceStore(pool).search(filters, limit - len(found), before)
+            found += page.messages
+            before = page.before
+            if before is None:
+                break
+    return found
 
 
 def _plain(summary: "MessageSummary") -> dict[str, Any]:
@@ -89,7 +97,7 @@ def _draw(found: "list[MessageSummary]", now: datetime, limit: int) -> None:
     if not found:
         say("No message fits.")
         return
-    drawn = table(("message", "accepted", "from", "stream", "recipients"))
+    drawn = table(("message", "accepted", "from", "stream", "recipients"), whole=("message", "accepted"))
     for summary in found:
         states = [Text.assemble(f"{count:,} ", coloured(state)) for state, count in summary.states.items()]
         drawn.add_row(

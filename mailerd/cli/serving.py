@@ -1,6 +1,7 @@
 """`mailerd run` itself, without a library for command lines: what is imported here stays in the daemon's memory."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def usual_config(environ: Mapping[str, str] = os.environ) -> Path:
 
 def serve(config_path: Path) -> int:
     """Run the daemon until SIGTERM or SIGINT; the exit status."""
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # structlog takes it along if it can: 5 MB
     import asyncio
 
     from mailerd import config, logs

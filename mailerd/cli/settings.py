@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,13 @@ import msgspec
 
 from mailerd import db, logs
 from mailerd.cli.failure import CommandError
-from mailerd.cli.serving import usual_config
+from mailerd.cli.serving import PLACES, usual_config
 from mailerd.config import Config, Log
 from mailerd.config import load as load_config
 from mailerd.db.embedded import running_url
+
+SERVICE_FILE = PLACES[0]
+SERVICE_CREDENTIALS = Path("/run/credentials/mailerd.service")  # while the service runs; root may read them
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,20 @@ def load(path: Path | None) -> Settings:
     """Read the configuration as the daemon does. Raises `ConfigError`."""
     path = path or usual_config()
     logs.set_up(Log(format="console", level="error"))
-    config = load_config(path, environ=os.environ)
+    config = load_config(path, environ=environment(path, os.environ))
     return Settings(path, msgspec.structs.replace(config, hostname=config.hostname or socket.getfqdn()))
+
+
+def environment(
+    path: Path, environ: Mapping[str, str], credentials: Path = SERVICE_CREDENTIALS, service_file: Path = SERVICE_FILE
+) -> Mapping[str, str]:
+    """What the daemon of this configuration sees: systemd gives its credentials to the service, not to a shell.
+
+    For the file of the service only: a command for another one must not get hold of the service's database.
+    """
+    if "CREDENTIALS_DIRECTORY" in environ or path.absolute() != service_file or not credentials.is_dir():
+        return environ
+    return {**environ, "CREDENTIALS_DIRECTORY": str(credentials)}
 
 
 @asynccontextmanager

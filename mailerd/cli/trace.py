@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mailerd.queue.views import MessageView, RecipientView
 
 LOOK_EVERY = 0.2  # seconds, while following
-INDENT = 2
+INDENT = 17  # columns: below the word that says what happened
 
 
 def trace(
@@ -79,15 +79,16 @@ async def watch(pool: "Pool", id_: int, *, once: bool = False) -> "AsyncIterator
     from mailerd.queue.views import FINAL_STATES
 
     views, events = TraceStore(pool), EventStore(pool)
-    seen = 0
+    seen: set[tuple[datetime, str, int]] = set()
     while True:
         view = await views.message(id_, None)
         if view is None:  # its events have been forgotten meanwhile
             return
         steps = await events.of_message(id_, since=view.accepted_at - SLACK)
-        if len(steps) > seen or once:
-            yield view, steps[seen:]
-            seen = len(steps)
+        fresh = [step for step in steps if (step.at, step.type, step.n) not in seen]
+        seen.update((step.at, step.type, step.n) for step in fresh)
+        if fresh or once:
+            yield view, fresh
         if once or all(recipient.state in FINAL_STATES for recipient in view.recipients):
             return
         await asyncio.sleep(LOOK_EVERY)
@@ -112,7 +113,7 @@ def plain(view: "MessageView", steps: "Iterable[Event]") -> dict[str, Any]:
 
 
 def _facts(view: "MessageView") -> "RenderableType":
-    from mailerd.cli.output import bytes_of, facts, time_of
+    from mailerd.cli.output import count_of, facts, time_of
     from mailerd.queue.ids import format_message_id
 
     return facts(
@@ -120,7 +121,7 @@ def _facts(view: "MessageView") -> "RenderableType":
             ("message", format_message_id(view.id)),
             ("from", view.sender or "<> (a report)"),
             ("accepted", time_of(view.accepted_at)),
-            ("size", bytes_of(view.size)),
+            ("size", count_of(view.size, "byte")),
             ("stream", f"{view.stream}, pool {view.pool}" if view.stream else ""),
             ("credential", view.credential),
             ("labels", ", ".join(f"{name}={value}" if value else name for name, value in view.labels.items())),
@@ -139,7 +140,7 @@ def draw_steps(steps: "Sequence[Event]", accepted_at: datetime) -> "Iterable[Ren
         same = list(group)
         yield _head(same, accepted_at)
         for line in _details(same[0]):
-            yield Padding(line, (0, 0, 0, INDENT + 15))
+            yield Padding(line, (0, 0, 0, INDENT), expand=False)
 
 
 def _alike(event: "Event") -> tuple[object, ...]:
@@ -248,11 +249,11 @@ def _waits_for(recipient: "RecipientView", now: datetime) -> str:
     doubt = "; may have been sent already" if recipient.in_doubt else ""
     if recipient.state in FINAL_STATES:
         return recipient.last_reply + doubt
-    expiry = f"given up {from_now(recipient.expires_at, now)}" if recipient.expires_at else ""
+    expiry = f"given up {from_now(recipient.expires_at, now, units=2)}" if recipient.expires_at else ""
     if recipient.state == "held":
         when = "`mailerd queue release`"
     elif recipient.due_at is not None and recipient.due_at > now:
-        when = f"next attempt {from_now(recipient.due_at, now)}, {time_of(recipient.due_at)}"
+        when = f"next attempt {from_now(recipient.due_at, now, units=2)}, {time_of(recipient.due_at)}"
     else:
         when = "due now"
     return "\n".join(filter(None, (recipient.reason + doubt, f"{when}; {expiry}")))

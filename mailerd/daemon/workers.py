@@ -114,7 +114,7 @@ class Workers:
 
     async def start(self) -> None:
         """Start all and wait until all are ready; `StartError` when one keeps dying instead."""
-        self.tasks = [asyncio.create_task(self._keep(), name=f"worker {n}") for n in range(self._count)]
+        self.tasks = [asyncio.create_task(self._keep(n), name=f"worker {n}") for n in range(self._count)]
         ready = asyncio.create_task(self._all_ready.wait())
         try:
             await asyncio.wait([ready, *self.tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -150,13 +150,14 @@ class Workers:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
-    async def _keep(self) -> None:
+    async def _keep(self, slot: int) -> None:
         wait, longest = RESTARTS
         deaths = 0
+        assignment = msgspec.structs.replace(self._assignment, slot=slot)
         loop = asyncio.get_running_loop()
         while not self._stopping:
             born = loop.time()
-            worker = Worker(self._command, self._assignment, self._descriptors, silence=self._silence)
+            worker = Worker(self._command, assignment, self._descriptors, silence=self._silence)
             self._living.add(worker)
             log.info("worker.started", pid=worker.pid)
             try:

@@ -29,6 +29,7 @@ log = structlog.get_logger()
 OLDEST = 150_000  # server_version_num: PostgreSQL 15
 PATIENCE = 60.0  # seconds for a server that is still starting, or not yet there
 COMMAND_TIMEOUT = 60.0  # seconds of one statement: a network that swallows packets must not hang a worker
+IDLE_TIMEOUT = "10s"  # within a transaction: one that stands still, with its locks, must not stop the others
 
 # What a server that will be there soon says, or what one says that is not there yet.
 NOT_YET = (
@@ -103,7 +104,7 @@ async def connect_pool(
         command_timeout=COMMAND_TIMEOUT,
         timeout=10,
         max_inactive_connection_lifetime=idle,
-        server_settings={"application_name": application_name},
+        server_settings={"application_name": application_name, "idle_in_transaction_session_timeout": IDLE_TIMEOUT},
     )
 
 

@@ -20,6 +20,7 @@ from mailerd.delivery.transaction import Result, Transaction, dsn_parameters
 from mailerd.delivery.verdict import Kind, Outcome, Verdict, expired, local_verdict
 from mailerd.errors import LocalProtocolError
 from mailerd.events import Event
+from mailerd.queue.commit import LOST
 from mailerd.queue.ids import format_message_id
 from mailerd.queue.journal import Journal
 from mailerd.queue.mail import Message, Recipient
@@ -30,6 +31,8 @@ from mailerd.wire.downgrade import downgrade
 from mailerd.wire.message import split
 
 log = structlog.get_logger()
+
+RETRY_AFTER = 0.5  # seconds, while the database is away
 
 
 @dataclass(slots=True)
@@ -189,13 +192,22 @@ class Attempts:
     async def _load(self, job: Job) -> bool:
         """Make sure that the content is in memory; False when the message is gone, and the job with it."""
         message = job.message
-        if message.content is None:
-            message.content = await self._store.content(message.id)
+        message.content = await self._read(message)
         if message.content is not None:
             return True
         log.warning("message.missing", message=format_message_id(message.id))
         self._settler.add([Settled(recipient, None) for recipient in job.recipients])
         return False
+
+    async def _read(self, message: Message) -> bytes | None:
+        """The content, from memory or the database, however long that is away; None when the message is gone."""
+        while message.content is None:
+            try:
+                return await self._store.content(message.id)
+            except LOST as error:
+                log.warning("content.awaited", message=format_message_id(message.id), error=str(error))
+            await asyncio.sleep(RETRY_AFTER)
+        return message.content
 
     async def _content(self, message: Message, session: Session) -> bytes:
         """What goes over the wire: in the form that the peer takes, signed."""
@@ -229,9 +241,7 @@ class Attempts:
         if not notices:
             self._settler.add(settled)
             return
-        content = message.content
-        if content is None:
-            content = await self._store.content(message.id) or b""
+        content = await self._read(message) or b""
         reports = [
             self._notices.report(message, content, group, now)
             for action in ("failed", "delayed", "relayed")

@@ -27,9 +27,10 @@ from mailerd.delivery.transaction import Timeouts
 from mailerd.delivery.verdict import Verdict
 from mailerd.queue.commit import LOST
 from mailerd.queue.control import Selection
+from mailerd.queue.journal import Journal
 from mailerd.queue.mail import Message, Recipient
 from mailerd.queue.store import QueueStore, Settled
-from mailerd.queue.workers import FENCE
+from mailerd.queue.workers import FENCE, WorkerStore
 
 log = structlog.get_logger()
 
@@ -40,6 +41,8 @@ KEEP_SHARE = 0.75  # of the memory may be taken by accepted mail, so that claime
 QUEUE_SHARE = 0.5  # of the memory may be taken by one queue
 BLOCK_FIRST = 60.0  # seconds that an unreachable destination is left alone
 BLOCK_MOST = 900.0
+AFTER_CRASH = timedelta(minutes=5)
+CRASHED = "internal error; see the log"
 LIMITED_FOR = timedelta(seconds=60)  # until another connection is tried
 
 
@@ -53,6 +56,7 @@ class Destination:
     idle: deque["asyncio.Future[None]"] = field(default_factory=deque)
     sessions: int = 0
     opening: int = 0
+    woken: int = 0  # idle sessions that were told of a job and have not run yet
     limited_until: datetime | None = None  # a host said "no more connections"; then `limit` grows back one by one
     failures: int = 0  # in a row, to open any session
     blocked_until: datetime | None = None
@@ -71,6 +75,8 @@ class Dispatcher:
         *,
         router: Router,
         store: QueueStore,
+        leases: WorkerStore,
+        journal: Journal,
         attempts: Attempts,
         settler: Settler,
         worker: int,
@@ -81,6 +87,8 @@ class Dispatcher:
         self._config = config
         self._router = router
         self._store = store
+        self._leases = leases
+        self._journal = journal
         self._attempts = attempts
         self._settler = settler
         self._worker = worker
@@ -92,7 +100,11 @@ class Dispatcher:
         self._held = 0  # recipients in hand
         self._bytes = 0
         self._of_queue: Counter[str] = Counter()
+        self._in_hand: Counter[tuple[int, int]] = Counter()  # twice, for a moment, what is claimed as it is put back
+        self._claiming = asyncio.Lock()
+        self._astray = False  # a claim may have been committed without our hearing of it
         self._wake = asyncio.Event()
+        self._hungry = False  # there was more to claim than fitted
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._routing: dict[tuple[str, str, str, str], list[Job]] = {}
@@ -123,6 +135,7 @@ class Dispatcher:
         self._bytes += message.size
         for recipient in message.recipients:
             self._of_queue[recipient.queue] += 1
+            self._in_hand[message.id, recipient.n] += 1
 
     def drop(self, message: Message) -> None:
         """Give back the room of a message that was not committed after all."""
@@ -140,7 +153,11 @@ class Dispatcher:
             self._of_queue[queue] -= 1
             if not self._of_queue[queue]:
                 del self._of_queue[queue]
-        if self._held < self._config.delivery.memory_messages * QUEUE_SHARE:
+            key = message.id, recipient.n
+            self._in_hand[key] -= 1
+            if not self._in_hand[key]:
+                del self._in_hand[key]
+        if self._hungry and self._held < self._config.delivery.memory_messages * QUEUE_SHARE:
             self._wake.set()
 
     # mail in hand
@@ -172,7 +189,12 @@ class Dispatcher:
             self._start(self._route(domain, sender_domain, message.stream, message.pool), f"route {domain}")
 
     async def _route(self, domain: str, sender: str, stream: str, pool: str) -> None:
-        route = await self._router.route(domain, sender=sender, stream=stream, pool=pool)
+        try:
+            route = await self._router.route(domain, sender=sender, stream=stream, pool=pool)
+        except Exception:
+            log.exception("route.crashed", domain=domain)
+            self._put_back(self._routing.pop((domain, sender, stream, pool)), self._clock() + AFTER_CRASH, CRASHED)
+            return
         for job in self._routing.pop((domain, sender, stream, pool)):
             self._put(route, job)
 
@@ -207,12 +229,12 @@ class Dispatcher:
         """Wake idle sessions for the waiting jobs, and open further ones."""
         if self._stopping:
             return
-        wanted = len(destination.jobs)
-        while wanted and destination.idle:
-            waiter = destination.idle.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                wanted -= 1
+        wanted = len(destination.jobs) - destination.woken
+        while wanted > 0 and destination.idle:
+            # The one that fell idle last, so that those too many are left alone and end.
+            _wake(destination.idle.pop())  # its time may be over at this very moment
+            destination.woken += 1
+            wanted -= 1
         if destination.limited_until is not None and destination.limited_until <= self._clock():
             destination.limit += 1
             still = destination.limit < self._limit
@@ -253,6 +275,7 @@ class Dispatcher:
                     await self._unreachable(destination, failure)
                     return
                 assert session is not None
+                log.debug("session.opened", site=destination.route.site, host=session.host.name, tls=session.tls)
                 metrics.sessions("out", 1)
                 try:
                     await self._use(destination, session)
@@ -273,29 +296,33 @@ class Dispatcher:
             if self._silent_for() > FENCE:
                 self._put_back([job], self._clock(), "this worker lost sight of the database")
                 continue
-            done = False
             try:
-                done = await self._attempts.run(session, job, where)
+                if not await self._attempts.run(session, job, where):
+                    destination.jobs.appendleft(job)
+                    continue
             except Exception:
                 log.exception("attempt.crashed", message=job.message.id)
-                self._put_back([job], self._clock() + timedelta(minutes=5), "internal error; see the log")
-                done = True
-            finally:
-                if not done:
-                    destination.jobs.appendleft(job)
-            if done:
-                destination.failures = 0
+                self._put_back([job], self._clock() + AFTER_CRASH, CRASHED)
+            destination.failures = 0
 
     async def _next(self, destination: Destination) -> Job | None:
         """The next job; None when there was none for a while, or at the end."""
-        if not destination.jobs and not self._stopping:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._config.delivery.idle
+        while not destination.jobs and not self._stopping:
+            waiter: asyncio.Future[None] = loop.create_future()
             destination.idle.append(waiter)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._config.delivery.idle):
-                    await waiter
-            if waiter in destination.idle:
-                destination.idle.remove(waiter)
+            timer = loop.call_at(until, _wake, waiter)
+            try:
+                await waiter
+            finally:
+                timer.cancel()
+                if waiter in destination.idle:  # the timer, not a job
+                    destination.idle.remove(waiter)
+                else:
+                    destination.woken -= 1
+            if loop.time() >= until:
+                break
         return destination.jobs.popleft() if destination.jobs and not self._stopping else None
 
     async def _open(self, route: Route) -> Session:
@@ -322,6 +349,9 @@ class Dispatcher:
             destination.limited_until = self._clock() + LIMITED_FOR
             return
         if destination.blocked_until is not None:  # by a session that failed at the same time
+            jobs = list(destination.jobs)  # given back by another one since
+            destination.jobs.clear()
+            self._put_back(jobs, destination.blocked_until, destination.reason)
             return
         destination.failures += 1
         job = destination.jobs.popleft() if destination.jobs else None
@@ -372,6 +402,8 @@ class Dispatcher:
             self._wake.clear()
             claimed = 0
             try:
+                if self._astray:
+                    await self._free_strays()
                 claimed = await self._claim()
             except LOST as error:
                 log.warning("claim.interrupted", error=str(error))
@@ -391,31 +423,50 @@ class Dispatcher:
         limits = self._config.delivery
         room = min(limits.memory_messages - self._held, CLAIM_AT_ONCE)
         bytes_ = limits.memory_bytes - self._bytes
-        if room < limits.memory_messages * (1 - KEEP_SHARE) / 2 or bytes_ <= 0 or self._silent_for() > FENCE:
+        if self._silent_for() > FENCE or self._settler.uncertain:
+            return 0
+        if room < limits.memory_messages * (1 - KEEP_SHARE) / 2 or bytes_ <= 0:
+            self._hungry = True
             return 0
         now = self._clock()
         most = int(limits.memory_messages * QUEUE_SHARE)
         busy = [queue for queue, count in self._of_queue.items() if count >= most]
         names = await self._store.due_queues(now=now, busy=busy, limit=QUEUES_AT_ONCE)
+        self._hungry = bool(busy)
         if not names:
             return 0
         share = max(1, room // len(names))
         wanted = {name: min(share, most - self._of_queue[name]) for name in names[:room]}
-        messages = await self._store.claim(wanted, now=now, worker=self._worker, bytes_=bytes_)
-        self._accept_claims(messages)
+        messages = await self._taken(self._store.claim(wanted, now=now, worker=self._worker, bytes_=bytes_))
+        self.offer(messages)
         return len(messages)
 
-    def _accept_claims(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            self._take(message)
-        self.offer(messages)
+    async def _taken(self, claim: Coroutine[object, object, list[Message]]) -> list[Message]:
+        """Take in hand what the statement claims. When it fails, it may have claimed all the same."""
+        async with self._claiming:
+            try:
+                messages = await claim
+            except BaseException:
+                self._astray = True
+                raise
+            for message in messages:
+                self._take(message)
+        return messages
+
+    async def _free_strays(self) -> None:
+        """Give up what is ours in the database and not in our hands."""
+        async with self._claiming:
+            freed = await self._leases.free_strays(self._worker, lambda: self._in_hand, self._journal.taken)
+            self._astray = False
+        log.warning("strays.freed", recipients=freed)
 
     async def expire(self) -> None:
         """Bounce what is past its expiry, in whatever state it waits."""
         now = self._clock()
-        while messages := await self._store.claim_expired(now=now, worker=self._worker, limit=CLAIM_AT_ONCE):
+        while messages := await self._taken(
+            self._store.claim_expired(now=now, worker=self._worker, limit=CLAIM_AT_ONCE)
+        ):
             for message in messages:
-                self._take(message)
                 await self._attempts.give_up_expired(Job(message, list(message.recipients)))
             await self._settler.drained()
 
@@ -425,6 +476,7 @@ class Dispatcher:
         for destination in list(self._destinations.values()):
             if destination.blocked_until is not None and destination.blocked_until <= now:
                 destination.blocked_until = None
+                self._pump(destination)
                 self._forget(destination)
 
     # steering
@@ -453,8 +505,7 @@ class Dispatcher:
         self._wake.set()
         for destination in self._destinations.values():
             for waiter in destination.idle:
-                if not waiter.done():
-                    waiter.set_result(None)
+                _wake(waiter)
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
             for task in late:
@@ -468,3 +519,8 @@ class Dispatcher:
         for jobs in self._routing.values():
             self._put_back(jobs, now, "")
         await self._settler.drained()
+
+
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -100,10 +100,11 @@ def key_path(data_dir: Path, entry: DkimKey) -> Path:
 def generate(path: Path, kind: KeyKind = "rsa") -> PrivateKey:
     """Write a new key to `path`, readable by its owner only, and return it.
 
-    Raises FileExistsError when there is a file already: a key is never overwritten. Run as root, the file gets the
-    owner of the directory it is in, because the daemon that must read it does not run as root.
+    Raises FileExistsError when there is a file already: a key is never overwritten. Run as root, the file and the
+    directories made for it get the owner of the directory they are in, because the daemon that must read them does not
+    run as root.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_directory(path.parent)
     pem = generate_key(kind)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -114,6 +115,14 @@ def generate(path: Path, kind: KeyKind = "rsa") -> PrivateKey:
         file.flush()
         os.fsync(descriptor)
     return load_key(pem)
+
+
+def _make_directory(path: Path) -> None:
+    for directory in reversed([each for each in (path, *path.parents) if not each.exists()]):
+        directory.mkdir(mode=0o700, exist_ok=True)
+        if os.geteuid() == 0:
+            owner = directory.parent.stat()
+            os.chown(directory, owner.st_uid, owner.st_gid)
 
 
 def record_name(domain: str, selector: str) -> str:

@@ -90,7 +90,16 @@ class Notices:
             report, 1, message.sender, message.sender.rpartition("@")[2], now + LIFETIME, now, notify="NEVER"
         )
         report.recipients.append(recipient)
-        facts = {"sender": "", "size": report.size, "protocol": "report", "about": format_message_id(message.id)}
+        facts = {
+            "sender": "",
+            "size": report.size,
+            "recipients": 1,
+            "stream": report.stream,
+            "pool": report.pool,
+            "credential": report.credential,
+            "protocol": "report",
+            "about": format_message_id(message.id),
+        }
         return report, Event(now, "message.accepted", id_, 1, message.sender, message.tenant, facts)
 
 

@@ -31,6 +31,9 @@ class Settler:
         self._results: list[Settled] = []
         self._reports: list[tuple[Message, Event]] = []
         self._running: asyncio.Task[None] | None = None
+        # Results may be recorded without our knowing. What is put back must not come back until they are recorded
+        # once more, because that would take it out of our hands again.
+        self.uncertain = False
 
     def add(self, results: Sequence[Settled], reports: Sequence[tuple[Message, Event]] = ()) -> None:
         """Record these soon; reports are queued in the same transaction as the results that caused them, or before."""
@@ -50,6 +53,7 @@ class Settler:
                 batch, self._results = self._results[:MAX_BATCH], self._results[MAX_BATCH:]
                 reports, self._reports = self._reports, []
                 await self._record(batch, reports)
+                self.uncertain = False
                 recipients = [settled.recipient for settled in batch]
                 for recipient in recipients:
                     self._journal.close(recipient.message.id, recipient.n)
@@ -58,6 +62,7 @@ class Settler:
             self._running = None
 
     async def _record(self, batch: list[Settled], reports: list[tuple[Message, Event]]) -> None:
+        interrupted = False
         while True:
             try:
                 return await self._store.settle(
@@ -67,10 +72,13 @@ class Settler:
                     report_events=[event for _, event in reports],
                 )
             except LOST as error:
+                interrupted = True
+                self.uncertain = True
                 log.warning("settle.interrupted", results=len(batch), error=str(error))
             except asyncpg.UniqueViolationError:
-                # The transaction that seemed lost was committed: its reports stand, so its results do.
-                return None
+                if interrupted:  # the transaction that seemed lost was committed: its reports stand, so its results do
+                    return None
+                log.exception("settle.failed", results=len(batch))
             except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
                 continue
             except Exception:

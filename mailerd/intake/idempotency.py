@@ -11,6 +11,7 @@ from enum import Enum
 
 import asyncpg
 
+from mailerd.db import Pool
 from mailerd.errors import Unavailable
 from mailerd.queue.commit import LOST
 
@@ -51,7 +52,7 @@ FORGET = "DELETE FROM idempotency_keys WHERE created_at < $1"
 class IdempotencyStore:
     """The table of keys."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     async def once(
@@ -61,23 +62,27 @@ class IdempotencyStore:
         response: bytes,
         effect: Callable[["asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"], Awaitable[None]],
     ) -> Replayed | Conflict | None:
-        """Run `effect` and store the answer in one transaction, unless this was done before. None: it was done now."""
-        name = "\x1f".join((request.owner, request.path, request.key))
-        try:
-            async with self._pool.acquire() as connection, connection.transaction():
-                if not await connection.fetchval(TRY_LOCK, name):
-                    return Conflict.IN_PROGRESS
-                if (earlier := _earlier(request, await connection.fetchrow(FIND, *_names(request)))) is not None:
-                    return earlier
-                await effect(connection)
-                await connection.execute(REMEMBER, *_names(request), request.fingerprint, status, response)
-        except LOST as error:
-            raise Unavailable("the database went away; the same request may be sent again") from error
+        """Run `effect` and store the answer in one transaction, unless this was done before. None: it was done now.
+
+        What `effect` raises undoes both. When the database goes away meanwhile nobody knows whether it was done: that
+        error comes out as it is, and the same request may be sent again, which tells.
+        """
+        name = "\x1f".join(_names(request))
+        async with self._pool.acquire() as connection, connection.transaction():
+            if not await connection.fetchval(TRY_LOCK, name):
+                return Conflict.IN_PROGRESS
+            if (earlier := _earlier(request, await connection.fetchrow(FIND, *_names(request)))) is not None:
+                return earlier
+            await effect(connection)
+            await connection.execute(REMEMBER, *_names(request), request.fingerprint, status, response)
         return None
 
     async def find(self, request: Idempotency) -> Replayed | Conflict | None:
         """The answer given to an earlier request of this name, if there was one."""
-        return _earlier(request, await self._pool.fetchrow(FIND, *_names(request)))
+        try:
+            return _earlier(request, await self._pool.fetchrow(FIND, *_names(request)))
+        except LOST as error:
+            raise Unavailable("the database is away; the same request may be sent again") from error
 
     async def forget(self, before: datetime) -> None:
         """Drop the answers given before that time."""

@@ -13,6 +13,7 @@ import structlog
 
 from mailerd import config
 from mailerd.intake.authenticator import Authenticator
+from mailerd.intake.shares import MOMENT, Shares
 from mailerd.intake.smtp_content import Memory
 from mailerd.intake.smtp_server import HANDSHAKE, LINGER, Accepts, Service, SmtpConnection
 
@@ -52,9 +53,11 @@ class SmtpListener:
         authenticator: Authenticator,
         memory: Memory,
         tls: ssl.SSLContext | None = None,
+        shares: Shares | None = None,
     ) -> None:
         sock.setblocking(False)
         self._socket = sock
+        self._shares = shares
         self._tls = tls if listener.kind == "submissions" else None
         self._service = Service(
             listener=listener,
@@ -116,6 +119,8 @@ class SmtpListener:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            if self._shares is not None and self._shares.ahead:
+                await asyncio.sleep(MOMENT)
             try:
                 sock, address = await loop.sock_accept(self._socket)
             except ConnectionError:
@@ -134,6 +139,8 @@ class SmtpListener:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = SmtpConnection(self._service, peer, self._forget, asyncio.get_running_loop())
         self._connections.add(connection)
+        if self._shares is not None:
+            self._shares.change(1)
         self._peers[peer] += 1
         # A task, because with TLS it takes the handshake.
         opening = asyncio.create_task(self._open(connection, sock), name=f"smtp {peer}")
@@ -176,6 +183,8 @@ class SmtpListener:
         if connection not in self._connections:
             return
         self._connections.remove(connection)
+        if self._shares is not None:
+            self._shares.change(-1)
         self._peers[connection.peer] -= 1
         if not self._peers[connection.peer]:
             del self._peers[connection.peer]

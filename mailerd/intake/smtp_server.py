@@ -39,7 +39,6 @@ MAX_LINE = 512  # RFC 5321 section 4.5.3.1.4
 MAX_LINES = {b"MAIL": 2_048, b"RCPT": 2_048, b"AUTH": 12_288}  # with room for the parameters of RFC 3461, 4954, 6531
 MAX_ANY_LINE = 12_288  # RFC 4954 section 4
 
-LOCAL_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 BEFORE_TLS = frozenset({b"EHLO", b"HELO", b"NOOP", b"RSET", b"QUIT", b"HELP", b"STARTTLS"})
 _HELO_NAME = re.compile(r"[!-~]{1,255}")
 _BDAT = re.compile(r"([0-9]{1,20})(?: +(LAST))?", re.IGNORECASE)
@@ -76,10 +75,10 @@ class Service:
         return self.tls is not None and self.listener.kind != "submissions" and self.listener.starttls != "off"
 
     def offers_auth(self, encrypted: bool) -> bool:
-        """AUTH needs TLS, except where the operator switched STARTTLS off or only this machine can listen in."""
+        """AUTH needs TLS, except where only this machine can listen in, or the operator says so."""
         if self.listener.kind == "inbound":
             return False
-        return encrypted or self.listener.starttls == "off" or self.listener.bind.host in LOCAL_HOSTS
+        return encrypted or self.listener.takes_auth_in_clear
 
     def ehlo_lines(self, encrypted: bool) -> list[str]:
         lines = [

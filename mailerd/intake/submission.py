@@ -1,23 +1,24 @@
 """The front door: SMTP, HTTP and whoever else has mail to send end here, at the moment we become responsible for it."""
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
+import asyncpg
 import structlog
 
 from mailerd import metrics
-from mailerd.config import Config, Rate
+from mailerd.config import Config
 from mailerd.errors import Refused
 from mailerd.events import Event
+from mailerd.intake.allowance import Allowance, Allowances
 from mailerd.intake.credentials import Credential
 from mailerd.intake.envelope import Envelope, Origin, Receipt
 from mailerd.intake.idempotency import Conflict, Idempotency, IdempotencyStore, Replayed
-from mailerd.queue.commit import GroupCommit
+from mailerd.queue.commit import BAD_DATA, GroupCommit
 from mailerd.queue.ids import IdMaker, format_message_id
 from mailerd.queue.mail import Message, Recipient
 from mailerd.queue.store import QueueStore
@@ -29,17 +30,10 @@ MAX_HOPS = 100  # Received fields; RFC 5321 6.3
 MAX_FACT = 200  # characters of a subject kept in the event
 LONGEST_WAIT = timedelta(days=365)  # of scheduled mail
 STREAM = "transactional"  # when neither the credential nor the submitter says
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # what PostgreSQL's text and jsonb cannot hold
 
 Item = tuple[Envelope, bytes]
 Result = Receipt | Refused
-
-
-@dataclass(slots=True)
-class _Bucket:
-    """What is left of a rate: refilled steadily, at most one period's worth."""
-
-    left: float
-    at: float
 
 
 class Submitter:
@@ -65,9 +59,7 @@ class Submitter:
         self._idempotency = idempotency
         self._ids = ids
         self._clock = clock
-        self._workers = workers
-        self._monotonic = monotonic
-        self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._allowances = Allowances(workers, monotonic)
 
     def check_sender(self, credential: Credential, sender: str) -> None:
         """May this credential use this envelope sender ("" is the null sender)? Raises Refused."""
@@ -82,10 +74,14 @@ class Submitter:
                 http=403,
             )
 
+    def allowances(self, credential: Credential) -> list[Allowance]:
+        """What is left of the credential's rates in this worker; none when it has no rate."""
+        return self._allowances.left(credential)
+
     async def submit(self, envelope: Envelope, content: bytes, origin: Origin) -> Receipt:
         """Take responsibility for the message: it is durable when this returns. Raises Refused or Unavailable."""
-        self._spend(origin.credential, 1, len(envelope.recipients))
         message, accepted = self._prepare(envelope, content, origin)
+        self._allowances.take(origin.credential, 1, message.total)
         await self._commit.add([message], accepted)
         _log_accepted(message, origin)
         return _receipt(message)
@@ -101,11 +97,11 @@ class Submitter:
         """Take several messages in one transaction, each accepted or refused on its own.
 
         Returns the results and what `respond` makes of them (b"" when every item was refused). With `idempotency` that
-        answer and `status` are stored in the same transaction, and given back when the request comes again.
+        answer and `status` are stored in the same transaction, and given back when the request comes again, whatever
+        the credential's rates say by then.
         """
         if idempotency is not None and (earlier := await self._idempotency.find(idempotency)) is not None:
             return earlier
-        self._spend(origin.credential, len(items), sum(len(envelope.recipients) for envelope, _ in items))
         messages: list[Message] = []
         events: list[Event] = []
         results: list[Result] = []
@@ -122,15 +118,27 @@ class Submitter:
             return results, b""
         response = respond(results)
         if idempotency is None:
+            self._take(messages, origin)
             await self._commit.add(messages, events)
         else:
-            effect = partial(self._store.accept, messages, events, {})
-            if (earlier := await self._idempotency.once(idempotency, status, response, effect)) is not None:
+
+            async def effect(connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
+                self._take(messages, origin)  # only now: a request that another one has overtaken costs nothing
+                await self._store.accept(messages, events, {}, connection)
+
+            try:
+                earlier = await self._idempotency.once(idempotency, status, response, effect)
+            except BAD_DATA as error:
+                raise Refused(554, "5.6.0", "the message cannot be stored", name="unstorable") from error
+            if earlier is not None:
                 return earlier
             self._wake()
         for message in messages:
             _log_accepted(message, origin)
         return results, response
+
+    def _take(self, messages: Sequence[Message], origin: Origin) -> None:
+        self._allowances.take(origin.credential, len(messages), sum(message.total for message in messages))
 
     def _prepare(self, envelope: Envelope, content: bytes, origin: Origin) -> tuple[Message, list[Event]]:
         now = self._clock()
@@ -138,6 +146,7 @@ class Submitter:
         self.check_sender(credential, envelope.sender)
         header, _ = wire.split(content)
         self._check_header(header, credential)
+        _check_text(envelope)
         stream, pool = self._stream(envelope, credential)
         due_at, expires_at = self._times(envelope, stream, now)
         id_ = self._ids.next()
@@ -243,28 +252,19 @@ class Submitter:
             raise Refused(
                 550, "5.5.4", "the message would expire before it is due", name="expires_too_soon", field="expires_at"
             )
+        if expires_at - due_at > LONGEST_WAIT:
+            text = f"mail can be tried for {LONGEST_WAIT.days} days"
+            raise Refused(550, "5.5.4", text, name="expires_too_late", field="expires_at")
         return due_at, expires_at
 
-    def _spend(self, credential: Credential, messages: int, recipients: int) -> None:
-        """Count against the credential's rates; each worker grants its share of them."""
-        for what, rate, amount in (
-            ("messages", credential.message_rate, messages),
-            ("recipients", credential.recipient_rate, recipients),
-        ):
-            if rate is not None and not self._allows(credential.name, what, rate, amount):
-                text = f"{credential.name} may submit {rate.count} {what} in {rate.period:g} s; try again later"
-                raise Refused(451, "4.7.1", text, name="rate_limited", http=429)
 
-    def _allows(self, name: str, what: str, rate: Rate, amount: int) -> bool:
-        now = self._monotonic()
-        most = max(1.0, rate.count / self._workers)
-        bucket = self._buckets.setdefault((name, what), _Bucket(most, now))
-        bucket.left = min(most, bucket.left + (now - bucket.at) * most / rate.period)
-        bucket.at = now
-        if bucket.left < min(amount, most):
-            return False
-        bucket.left -= amount
-        return True
+def _check_text(envelope: Envelope) -> None:
+    """One message that the database cannot take must not hold up those that are committed with it."""
+    texts = [envelope.sender, envelope.envid, *envelope.labels, *envelope.labels.values()]
+    for command in envelope.recipients:
+        texts += (command.address.address, command.orcpt)
+    if UNSTORABLE.search(" ".join(texts)):
+        raise Refused(501, "5.5.2", "an address, label or ENVID has characters that no text has", name="invalid_text")
 
 
 def _receipt(message: Message) -> Receipt:
@@ -326,4 +326,5 @@ def _log_accepted(message: Message, origin: Origin) -> None:
 
 def _fact(header: bytes, name: bytes) -> str:
     values = wire.header_values(header, name)
-    return values[0].decode("utf-8", "replace")[:MAX_FACT] if values else ""
+    text = values[0].decode("utf-8", "replace")[:MAX_FACT] if values else ""
+    return UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,27 +1,41 @@
 """Accept is commit: what arrives while the disk is busy is committed together, and only then does anyone answer 250."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import asyncpg
 import structlog
 
-from mailerd.errors import Unavailable
+from mailerd.errors import MailerdError, Refused, Unavailable
 from mailerd.events import Event
 from mailerd.queue.mail import Message
-from mailerd.queue.store import QueueStore
+from mailerd.queue.store import LeaseLostError, QueueStore
 
 log = structlog.get_logger()
 
 MAX_MESSAGES = 500  # of one transaction
 MAX_BYTES = 32_000_000
 RESOLVE_FOR = 15.0  # seconds to find out whether an interrupted commit happened, before the submitter is told 451
+WITHDRAW_FOR = 75.0  # seconds in which a server that we lost sight of may still commit: db.COMMAND_TIMEOUT and more
+WITHDRAW_EVERY = 1.0
 SLACK = timedelta(minutes=5)  # between our clock and the partitions of events
 
-# What tells of a database that went away; anything else is a bug or bad data.
-LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.exceptions.OperatorInterventionError)
+NOT_STORED = "the message could not be stored"
+
+# What PostgreSQL cannot hold, as it says so or as asyncpg does, whose own error is an InterfaceError and a ValueError.
+BAD_DATA = (ValueError, asyncpg.DataError, asyncpg.ProgramLimitExceededError)
+# What tells of a database that went away, unless it is BAD_DATA; anything else is a bug or a full disk.
+# (InternalClientError: the server's last words came while nothing was being asked.)
+LOST = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.exceptions.OperatorInterventionError,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -37,8 +51,9 @@ class GroupCommit:
     """Stores messages in groups.
 
     `keep(message)` is asked at commit time whether the worker takes the message into memory, `kept(messages)` gets
-    those that are durable. A message that was refused to its submitter after a lost connection is withdrawn before the
-    next commit, so "451" means that it is not delivered, unless this process dies first.
+    those that are durable. When a group cannot be stored, its submitters are tried one by one, so that nobody is
+    refused for another's mail. A message that was refused to its submitter after a lost connection is withdrawn, also
+    when the server commits it late, so "451" means that it is not delivered, unless this process dies first.
     """
 
     def __init__(
@@ -59,10 +74,15 @@ class GroupCommit:
         self._clock = clock
         self._waiting: list[_Waiting] = []
         self._running: asyncio.Task[None] | None = None
-        self._withdraw: list[int] = []
+        self._withdrawn: dict[int, float] = {}  # messages that must not come to be, until that time of the loop
+        self._withdrawing: asyncio.Task[None] | None = None
 
     async def add(self, messages: list[Message], accepted: list[Event]) -> None:
-        """Returns when the messages are durable, all or none of them; raises Unavailable when they are not."""
+        """Returns when the messages are durable, all or none of them.
+
+        Raises Unavailable when they are not, Refused when they never can be. Who is cancelled before the commit began
+        has stored nothing, who is cancelled later cannot know.
+        """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(messages, accepted, done))
         if self._running is None:
@@ -77,11 +97,12 @@ class GroupCommit:
     async def _run(self) -> None:
         try:
             while self._waiting:
-                await self._commit(self._take())
+                if batch := self._take():
+                    await self._commit(batch)
         finally:
             self._running = None
             for waiting in self._waiting:  # only after a bug above: nobody must wait for ever
-                self._fail(waiting, {})
+                _answer(waiting.done, Unavailable(NOT_STORED))
 
     def _take(self) -> list[_Waiting]:
         size = 0
@@ -92,54 +113,82 @@ class GroupCommit:
         else:
             count = len(self._waiting)
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        return batch
+        return [waiting for waiting in batch if not waiting.done.done()]
 
     async def _commit(self, batch: list[_Waiting]) -> None:
+        """Store a group, or else its members one by one, and answer them all."""
+        owned = {message.id for waiting in batch for message in waiting.messages if self._keep(message)}
+        errors = await self._store_all(batch, owned)
+        kept = []
+        for waiting, error in zip(batch, errors, strict=True):
+            _answer(waiting.done, error)
+            mine = [message for message in waiting.messages if message.id in owned]
+            if error is None:
+                kept += mine
+            else:
+                for message in mine:
+                    self._dropped(message)
+        self._kept(kept)
+
+    async def _store_all(self, batch: list[_Waiting], owned: set[int]) -> list[MailerdError | None]:
+        """What came in the way of each: None when its messages are durable."""
         messages = [message for waiting in batch for message in waiting.messages]
-        owners = {message.id: self._worker for message in messages if self._keep(message)}
+        accepted = [event for waiting in batch for event in waiting.accepted]
+        owners = {message.id: self._worker for message in messages if message.id in owned}
         try:
-            await self._withdraw_refused()
-            await self._store.accept(messages, [event for waiting in batch for event in waiting.accepted], owners)
-            stored = {message.id for message in messages}
+            await self._withdraw()
+            await self._store.accept(messages, accepted, owners)
+        except BAD_DATA as error:
+            log.warning("commit.refused", messages=len(messages), error=str(error)[:200])
+            problem: MailerdError = Refused(554, "5.6.0", "the message cannot be stored", name="unstorable")
         except LOST as error:
             log.warning("commit.interrupted", messages=len(messages), error=str(error))
             stored = await self._find_out([message.id for message in messages])
-        except Exception:  # a full disk, or a bug: the submitters must know
+            return [None if waiting.messages[0].id in stored else Unavailable(NOT_STORED) for waiting in batch]
+        except (LeaseLostError, asyncpg.InsufficientResourcesError) as error:  # nobody's mail in particular
+            log.error("commit.failed", messages=len(messages), error=repr(error))
+            return [Unavailable(NOT_STORED)] * len(batch)
+        except Exception:
             log.exception("commit.failed", messages=len(messages))
-            stored = set()
-        for waiting in batch:
-            if waiting.messages[0].id in stored:
-                _answer(waiting.done)
-            else:
-                self._fail(waiting, owners)
-        self._kept([message for message in messages if message.id in owners and message.id in stored])
-
-    def _fail(self, waiting: _Waiting, owners: Mapping[int, int]) -> None:
-        for message in waiting.messages:
-            if message.id in owners:
-                self._dropped(message)
-        _answer(waiting.done, Unavailable("the message could not be stored"))
+            problem = Unavailable(NOT_STORED)
+        else:
+            return [None] * len(batch)
+        if len(batch) == 1:
+            return [problem]
+        return [error for waiting in batch for error in await self._store_all([waiting], owned)]
 
     async def _find_out(self, ids: list[int]) -> set[int]:
-        """Which messages of an interrupted commit were stored after all."""
-        try:
+        """Which messages of an interrupted commit were stored after all; the others are withdrawn for a while."""
+        stored: set[int] = set()
+        with suppress(TimeoutError):
             async with asyncio.timeout(RESOLVE_FOR):
                 while True:
                     try:
                         stored = await self._store.known(ids, self._clock() - SLACK)
                         break
-                    except LOST:
+                    except Exception:  # such as "too many clients" of a server that has just come back: ask again
                         await asyncio.sleep(0.25)
-        except TimeoutError:
-            stored = set()
-        # Withdrawn also when just found absent: a server we lost sight of may still be about to commit.
-        self._withdraw += [id_ for id_ in ids if id_ not in stored]
+        until = asyncio.get_running_loop().time() + WITHDRAW_FOR
+        self._withdrawn.update((id_, until) for id_ in ids if id_ not in stored)
+        if self._withdrawn and self._withdrawing is None:
+            self._withdrawing = asyncio.create_task(self._keep_withdrawing(), name="withdraw refused mail")
         return stored
 
-    async def _withdraw_refused(self) -> None:
-        if self._withdraw:
-            await self._store.withdraw(self._withdraw, self._clock() - timedelta(days=1))
-            self._withdraw.clear()
+    async def _keep_withdrawing(self) -> None:
+        """A server we lost sight of may commit when we have already looked, so look again, until it has given up."""
+        try:
+            while self._withdrawn:
+                with suppress(*LOST):
+                    await self._withdraw()
+                    now = asyncio.get_running_loop().time()
+                    self._withdrawn = {id_: until for id_, until in self._withdrawn.items() if until > now}
+                await asyncio.sleep(WITHDRAW_EVERY)
+        finally:
+            self._withdrawing = None
+
+    async def _withdraw(self) -> None:
+        if self._withdrawn:
+            await self._store.withdraw(list(self._withdrawn), self._clock() - timedelta(days=1))
 
 
 def _answer(done: "asyncio.Future[None]", error: Exception | None = None) -> None:

@@ -7,6 +7,7 @@ believed.
 """
 
 import mmap
+import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +27,8 @@ class Journal:
     def __init__(self, path: Path, slots: int = 16_384) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w+b") as file:
-            file.truncate(HEADER + slots * SLOT.size)
+            # Not `truncate`: a page that finds no room on the disk when it is first written to would be our death.
+            os.posix_fallocate(file.fileno(), 0, HEADER + slots * SLOT.size)
             self._map = mmap.mmap(file.fileno(), HEADER + slots * SLOT.size)
         self._map[:HEADER] = boot_id()
         self._path = path
@@ -45,6 +47,10 @@ class Journal:
         if offset is not None:
             SLOT.pack_into(self._map, offset, 0, 0)
             self._free.append(offset)
+
+    def taken(self) -> list[tuple[int, int]]:
+        """What is open now."""
+        return list(self._taken)
 
     def read(self) -> list[tuple[int, int]] | None:
         """What `read(path)` would answer now."""

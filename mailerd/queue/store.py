@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 
 from mailerd import events
+from mailerd.errors import MailerdError
 from mailerd.events import Event
 from mailerd.queue.mail import Message, Recipient
 
@@ -18,23 +19,34 @@ MESSAGE_COLUMNS = (
     "id, sender, stream, pool, credential, tenant, size, accepted_at, smtputf8, eight_bit, ret, envid, labels, total"
 )
 
+# A worker takes mail only while its lease stands: whoever frees the mail of a dead worker first deletes the lease, and
+# waits for this lock. Else a transaction that ends after that would give mail to a worker that nobody watches any more.
+LEASE = "SELECT number FROM workers WHERE number = $1 FOR KEY SHARE"
+
 # One statement is one transaction: message, recipients, queues and events stand together or not at all.
 ACCEPT = f"""
-    WITH message AS (
+    WITH lease AS MATERIALIZED (
+        SELECT number FROM workers WHERE number = $35 FOR KEY SHARE
+    ), held AS MATERIALIZED (
+        SELECT $35::int IS NULL OR EXISTS (SELECT FROM lease) AS stands
+    ), message AS (
         INSERT INTO messages ({MESSAGE_COLUMNS}, pending, content)
         SELECT * FROM unnest(
             $1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::int[], $8::timestamptz[],
             $9::bool[], $10::bool[], $11::text[], $12::text[], $13::jsonb[], $14::int[], $14::int[], $15::bytea[])
+         WHERE (SELECT stands FROM held)
     ), recipient AS (
         INSERT INTO recipients (message_id, n, address, domain, queue, owner, due_at, expires_at, notify, orcpt)
         SELECT * FROM unnest(
             $16::bigint[], $17::int[], $18::text[], $19::text[], $20::text[], $21::int[], $22::timestamptz[],
             $23::timestamptz[], $24::text[], $25::text[])
+         WHERE (SELECT stands FROM held)
     ), queue AS (
         INSERT INTO queues (name, next_due) SELECT * FROM unnest($26::text[], $27::timestamptz[])
+         WHERE (SELECT stands FROM held)
         ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
     )
-    INSERT INTO events ({events.COLUMNS}) SELECT * FROM {events.rows_sql(28)}
+    INSERT INTO events ({events.COLUMNS}) SELECT * FROM {events.rows_sql(28)} WHERE (SELECT stands FROM held)
 """
 
 # Events are inserted only for recipients that this statement really took away or put back, so a batch that is sent
@@ -114,8 +126,11 @@ CLAIMED_MESSAGES = f"""
       FROM messages WHERE id = ANY ($1::bigint[])
 """
 CLAIM_EXPIRED = """
-    WITH due AS (
-        SELECT message_id, n FROM recipients WHERE owner IS NULL AND expires_at <= $1
+    WITH lease AS MATERIALIZED (
+        SELECT number FROM workers WHERE number = $3 FOR KEY SHARE
+    ), due AS (
+        SELECT message_id, n FROM recipients
+         WHERE owner IS NULL AND expires_at <= $1 AND EXISTS (SELECT FROM lease)
          ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
     UPDATE recipients SET owner = $3, held = false FROM due
@@ -149,6 +164,13 @@ FORGET_EMPTY_QUEUES = """
 FORGET_BODIES = "DELETE FROM messages WHERE pending <= 0 AND id < $1"
 
 
+NOTHING_STORED = "INSERT 0 0"
+
+
+class LeaseLostError(MailerdError):
+    """This worker was declared dead, so it must not take responsibility for mail."""
+
+
 @dataclass(slots=True)
 class Settled:
     """What became of one recipient: `due_at` None means it is finished, else when to try again and why it waits."""
@@ -173,8 +195,13 @@ class QueueStore:
         owners: dict[int, int],
         connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record] | None" = None,
     ) -> None:
-        """Store the messages, durable when this returns. `owners` says which worker keeps which message in memory."""
-        await (connection or self._pool).execute(ACCEPT, *_accept_parameters(messages, accepted, owners))
+        """Store the messages, durable when this returns. `owners` says which are kept in memory, by this worker.
+
+        Raises LeaseLostError, with nothing stored, when that worker was declared dead.
+        """
+        parameters = _accept_parameters(messages, accepted, owners)
+        if await (connection or self._pool).execute(ACCEPT, *parameters) == NOTHING_STORED:
+            raise LeaseLostError
 
     async def known(self, ids: list[int], since: datetime) -> set[int]:
         """Which of these messages were accepted, whether or not they are still in the queue."""
@@ -222,6 +249,8 @@ class QueueStore:
         """Take up to so many due recipients of each queue for this worker; content comes with `bytes_` of them."""
         names = sorted(wanted)
         async with self._pool.acquire() as connection, connection.transaction():
+            if await connection.fetchval(LEASE, worker) is None:
+                return []
             await connection.execute(LOCK_QUEUES, names)
             rows = await connection.fetch(CLAIM, names, [wanted[name] for name in names], now, worker)
             await connection.execute(ADVANCE_QUEUES, names)
@@ -302,6 +331,7 @@ def _accept_parameters(
         [recipient.orcpt for recipient in recipients],
         *_queues((recipient.queue, recipient.due_at) for recipient in recipients if recipient.message.id not in owners),
         *events.parameters(accepted),
+        next(iter(owners.values()), None),
     )
 
 

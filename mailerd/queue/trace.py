@@ -12,12 +12,14 @@ from mailerd.queue.views import (
     FINAL_STATES,
     AttemptView,
     MailFilters,
+    MailPage,
     MessageSummary,
     MessageView,
     QueueView,
     RecipientView,
 )
 
+MAX_ID = (1 << 63) - 1
 SLACK = timedelta(minutes=5)  # between the clock that made an id and the one that made its events
 
 EVENTS = """
@@ -27,18 +29,40 @@ EVENTS = """
 """
 WAITING = """
     SELECT r.message_id, r.n, r.owner, r.held, r.due_at, r.expires_at, r.attempts, r.last_reply, r.in_doubt,
-           CASE WHEN r.owner IS NULL AND q.blocked_until > now() THEN q.reason ELSE r.reason END AS reason,
+           CASE WHEN r.owner IS NULL AND NOT r.held AND q.blocked_until > r.due_at THEN q.reason
+                ELSE r.reason END AS reason,
            GREATEST(r.due_at, CASE WHEN r.owner IS NULL THEN q.blocked_until END) AS until
       FROM recipients AS r LEFT JOIN queues AS q ON q.name = r.queue
      WHERE r.message_id = ANY ($1::bigint[])
 """
-SEARCH = """
-    SELECT DISTINCT message_id FROM events
-     WHERE type = 'message.accepted' AND ($1::text IS NULL OR tenant = $1) AND message_id < $2 AND message_id >= $3
-       AND ($4::text IS NULL OR address = $4) AND ($5::text IS NULL OR data->>'sender' = $5)
-       AND ($6::text IS NULL OR data->'labels' ? $6)
-     ORDER BY message_id DESC LIMIT $7
+# The messages that a search looks at, newest first; each way is an index read backwards that ends when it has enough.
+ALL = """
+    SELECT message_id FROM events
+     WHERE type = 'message.accepted' AND n = 1 AND message_id < $1 AND message_id >= $2 AND at >= $3
+     ORDER BY message_id DESC LIMIT $4
 """
+OF_ADDRESS = """
+    SELECT DISTINCT message_id FROM events
+     WHERE type = 'message.accepted' AND address = $8 AND message_id < $1 AND message_id >= $2 AND at >= $3
+     ORDER BY message_id DESC LIMIT $4
+"""
+STILL_WAITING = """
+    SELECT DISTINCT message_id FROM recipients
+     WHERE message_id < $1 AND message_id >= $2 ORDER BY message_id DESC LIMIT $4
+"""
+# What is true of all of a message stands in the event of its first recipient.
+FITS = """
+    SELECT seen.message_id, EXISTS (
+        SELECT FROM events AS first
+         WHERE first.message_id = seen.message_id AND first.type = 'message.accepted' AND first.n = 1
+           AND first.at >= $3 AND ($5::text IS NULL OR first.tenant = $5)
+           AND ($6::text IS NULL OR first.data->>'sender' = $6)
+           AND ($7::text IS NULL OR first.data->'labels' ? $7)) AS fits
+      FROM ({source}) AS seen ORDER BY seen.message_id DESC
+"""
+SEARCH_ALL = FITS.format(source=ALL)
+SEARCH_ADDRESS = FITS.format(source=OF_ADDRESS)
+SEARCH_WAITING = FITS.format(source=STILL_WAITING)
 QUEUES = """
     SELECT r.queue AS name, count(*)::int AS recipients, count(*) FILTER (WHERE r.held)::int AS held,
            count(*) FILTER (WHERE r.owner IS NOT NULL)::int AS in_memory, min(r.due_at) AS next_due,
@@ -56,7 +80,10 @@ STATES = {
     "recipient.deferred": "deferred",
 }
 OUTCOMES = {"recipient.delivered": "delivered", "recipient.deferred": "deferred", "recipient.bounced": "bounced"}
-SEARCH_PAGES = 20  # of a search by state, which is decided after reading
+WAITING_STATES = frozenset({"queued", "held", "deferred"})
+LOOK_AT = 10_000  # messages in one call of a search,
+READ = 2_000  # of them whole, with all that happened to them, because only that tells their state
+STEP = 500  # messages looked at in one statement
 
 
 class TraceStore:
@@ -70,27 +97,38 @@ class TraceStore:
         views = await self._views([message_id], tenant)
         return views[0] if views else None
 
-    async def search(self, filters: MailFilters, limit: int, before: int | None) -> Sequence[MessageSummary]:
-        """Up to `limit` messages that fit, newest first, with ids below `before`."""
+    async def search(self, filters: MailFilters, limit: int, before: int | None) -> MailPage:
+        """Up to `limit` messages that fit, newest first, with ids below `before`.
+
+        One call looks at a bounded number of messages, so there may be fewer, or none, and more to come: a search is
+        over when its page says so.
+        """
+        highest, lowest = _bounds(filters, before)
         found: list[MessageSummary] = []
-        highest = before or (1 << 63) - 1
-        if filters.before is not None:
-            highest = min(highest, first_id_at(_milliseconds(filters.before)))
-        lowest = first_id_at(_milliseconds(filters.after)) if filters.after is not None else 0
-        for _ in range(SEARCH_PAGES):
-            rows = await self._pool.fetch(
-                SEARCH, filters.tenant, highest, lowest, filters.recipient, filters.sender, filters.tag, limit
-            )
-            ids = [row["message_id"] for row in rows]
-            found += [
-                _summary(view)
-                for view in await self._views(ids, filters.tenant)
-                if filters.state is None or any(recipient.state == filters.state for recipient in view.recipients)
-            ]
-            if len(ids) < limit or len(found) >= limit:
-                break
-            highest = ids[-1]
-        return found[:limit]
+        looked_at = read = 0
+        while looked_at < LOOK_AT and read < READ:
+            step = STEP if filters.state or looked_at else min(limit + 1, STEP)
+            rows = await self._candidates(filters, highest, lowest, step)
+            for row in await self._views([row["message_id"] for row in rows if row["fits"]], filters.tenant):
+                read += 1
+                if filters.state is None or any(recipient.state == filters.state for recipient in row.recipients):
+                    found.append(_summary(row))
+            if len(found) > limit:
+                return MailPage(messages=tuple(found[:limit]), before=found[limit - 1].id)
+            if len(rows) < step:
+                return MailPage(messages=tuple(found))
+            highest = rows[-1]["message_id"]
+            looked_at += len(rows)
+        return MailPage(messages=tuple(found), before=highest)
+
+    async def _candidates(
+        self, filters: MailFilters, highest: int, lowest: int, limit: int
+    ) -> Sequence[asyncpg.Record]:
+        """The next messages to look at, and whether each fits all filters but the state."""
+        common = (highest, lowest, _since(lowest), limit, filters.tenant, filters.sender, filters.tag)
+        if filters.recipient is not None:
+            return await self._pool.fetch(SEARCH_ADDRESS, *common, filters.recipient)
+        return await self._pool.fetch(SEARCH_WAITING if filters.state in WAITING_STATES else SEARCH_ALL, *common)
 
     async def queues(self, domain: str | None = None, limit: int = 100) -> list[QueueView]:
         """What waits, by queue, the longest first."""
@@ -101,16 +139,29 @@ class TraceStore:
     async def _views(self, ids: list[int], tenant: str | None) -> list[MessageView]:
         if not ids:
             return []
-        since = datetime.fromtimestamp(milliseconds_of(min(ids)) / 1000, UTC) - SLACK
         of_message: dict[int, list[asyncpg.Record]] = {}
-        for row in await self._pool.fetch(EVENTS, ids, tenant, since):
+        for row in await self._pool.fetch(EVENTS, ids, tenant, _since(min(ids))):
             of_message.setdefault(row["message_id"], []).append(row)
         waiting = {(row["message_id"], row["n"]): row for row in await self._pool.fetch(WAITING, ids)}
         return [_view(id_, rows, waiting) for id_, rows in of_message.items()]
 
 
-def _milliseconds(at: datetime) -> int:
-    return int(at.timestamp() * 1000)
+def _bounds(filters: MailFilters, before: int | None) -> tuple[int, int]:
+    """The ids looked at are below the first and not below the second."""
+    highest = MAX_ID if before is None else before
+    if filters.before is not None:
+        highest = min(highest, _first_id(filters.before))
+    return highest, 0 if filters.after is None else _first_id(filters.after)
+
+
+def _first_id(at: datetime) -> int:
+    """The smallest id made at that time, or the end of all ids when no id can be that old or new."""
+    return max(0, min(first_id_at(int(at.timestamp() * 1000)), MAX_ID))
+
+
+def _since(id_: int) -> datetime:
+    """Events of this message and of later ones are not older; this spares the partitions of earlier months."""
+    return datetime.fromtimestamp(milliseconds_of(id_) / 1000, UTC) - SLACK
 
 
 def _view(id_: int, rows: list[asyncpg.Record], waiting: dict[tuple[int, int], asyncpg.Record]) -> MessageView:

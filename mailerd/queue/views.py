@@ -94,6 +94,13 @@ class MailFilters(View, frozen=True, kw_only=True):
     before: datetime | None = None
 
 
+class MailPage(View, frozen=True, kw_only=True):
+    """Part of a search, newest first. It goes on with ids below `before`; None: that was all."""
+
+    messages: tuple[MessageSummary, ...]
+    before: int | None = None
+
+
 class Steered(View, frozen=True, kw_only=True):
     """What a steering command did: `changed` recipients followed it, `waiting` are without a final state after it."""
 

@@ -5,7 +5,7 @@ read the table all the time, has not seen its counter move for `LEASE` seconds o
 A worker that could not beat for `FENCE` seconds starts no attempt, because somebody may soon take over what it holds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -20,13 +20,17 @@ REGISTER = """
 """
 BEAT = "UPDATE workers SET beat = beat + 1 WHERE number = $1 RETURNING beat"
 ALL = "SELECT number, node, pid, beat FROM workers"
+# `$4` and `$5` are what the worker knows to have: it stays.
 RELEASE = """
     WITH freed AS (
         UPDATE recipients SET owner = NULL, reason = 'its worker stopped',
                in_doubt = in_doubt OR $2::bigint[] IS NULL OR EXISTS (
                    SELECT FROM unnest($2::bigint[], $3::int[]) AS open (message_id, n)
                     WHERE open.message_id = recipients.message_id AND open.n = recipients.n)
-         WHERE owner = $1 RETURNING queue, due_at, held
+         WHERE owner = $1 AND NOT EXISTS (
+                   SELECT FROM unnest($4::bigint[], $5::int[]) AS kept (message_id, n)
+                    WHERE kept.message_id = recipients.message_id AND kept.n = recipients.n)
+     RETURNING queue, due_at, held
     ), queue AS (
         INSERT INTO queues (name, next_due)
         SELECT queue, min(due_at) FROM freed WHERE NOT held GROUP BY queue ORDER BY queue
@@ -35,6 +39,11 @@ RELEASE = """
     SELECT count(*) FROM freed
 """
 FORGET = "DELETE FROM workers WHERE number = $1"
+QUIET = "SELECT FROM workers WHERE number = $1 FOR UPDATE"
+PING = "SELECT 1"
+
+
+Dots = Collection[tuple[int, int]]  # message id, n
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +73,39 @@ class WorkerStore:
         """Say that the worker is alive; False when it was declared dead and must stop."""
         return await self._pool.fetchval(BEAT, number) is not None
 
+    async def ping(self) -> None:
+        """Return when the database has answered."""
+        await self._pool.execute(PING)
+
     async def all(self) -> list[Worker]:
         return [Worker(**row) for row in await self._pool.fetch(ALL)]
 
-    async def release(self, number: int, open_dots: Sequence[tuple[int, int]] | None) -> int:
+    async def release(self, number: int, open_dots: Dots | None) -> int:
         """Free what a dead worker owned, and forget the worker; returns how many recipients.
 
         `open_dots` are those (message, n) that may have been delivered without our knowing; None: it cannot be told,
         so all may.
         """
-        ids = None if open_dots is None else [message_id for message_id, _ in open_dots]
-        numbers = None if open_dots is None else [n for _, n in open_dots]
         async with self._pool.acquire() as connection, connection.transaction():
-            freed: int = await connection.fetchval(RELEASE, number, ids, numbers)
-            await connection.execute(FORGET, number)
+            await connection.execute(FORGET, number)  # first: waits for what the worker's sessions still do, ends more
+            freed: int = await connection.fetchval(RELEASE, number, *_columns(open_dots), *_columns([]))
         return freed
+
+    async def free_strays(self, number: int, kept: Callable[[], Dots], open_dots: Callable[[], Dots]) -> int:
+        """Free what a living worker owns and does not have, such as after a claim that was committed unheard.
+
+        Both are asked for when no transaction of the worker that takes mail is under way any more.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute(QUIET, number)
+            freed: int = await connection.fetchval(RELEASE, number, *_columns(open_dots()), *_columns(kept()))
+        return freed
+
+
+def _columns(dots: Dots | None) -> tuple[list[int] | None, list[int] | None]:
+    if dots is None:
+        return None, None
+    return [message_id for message_id, _ in dots], [n for _, n in dots]
 
 
 class Watch:

@@ -4,20 +4,22 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+import asyncpg
 import structlog
 from aiohttp import web
 
 from mailerd import metrics
 from mailerd.errors import Refused, Unavailable
+from mailerd.intake.allowance import Allowance
+from mailerd.queue.commit import BAD_DATA, LOST
 from mailerd.web import emails, health, openapi, problems
-from mailerd.web.allowance import Allowances
 from mailerd.web.callers import authorize
 from mailerd.web.cursors import Cursors
 from mailerd.web.operations import Call, Operation, Tools
 from mailerd.web.problems import UNAVAILABLE_WAIT, ProblemError
-from mailerd.web.reading import BodyReader
+from mailerd.web.reading import BodyReader, Disconnected
 from mailerd.web.services import Services
 
 log = structlog.get_logger()
@@ -26,6 +28,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 OPERATIONS: tuple[Operation, ...] = (*emails.OPERATIONS, *health.OPERATIONS, openapi.OPERATION)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 CALL = web.RequestKey("call", Call)
+DATABASE_AWAY = (*LOST, asyncpg.InsufficientResourcesError)  # the latter: full disk, too many connections
+UNKNOWN = "It is not known whether it was done; send it again, with the same Idempotency-Key if there was one."
 
 
 def build_app(services: Services) -> web.Application:
@@ -33,7 +37,6 @@ def build_app(services: Services) -> web.Application:
     tools = Tools(
         services=services,
         cursors=Cursors(services.cursor_key),
-        allowances=Allowances(services.limits.workers),
         reader=BodyReader(services.limits),
         document=openapi.document(OPERATIONS),
     )
@@ -56,15 +59,15 @@ async def _frame(request: web.Request, handler: Handler) -> web.StreamResponse:
     request_id = given if REQUEST_ID.fullmatch(given) else new_request_id()
     try:
         response = await handler(request)
-    except ConnectionError:  # the client has gone: nobody is left to answer
+    except Disconnected:
         log.info("http.disconnected", request_id=request_id, method=request.method, path=request.path[:200])
         raise
     except Exception as error:  # whatever it is, the client gets a problem and not its text
         response = _problem_of(error, request_id).answer(request_id)
     response.headers["X-Request-Id"] = request_id
     call = request.get(CALL)
-    if call and call.allowance:
-        response.headers.update(call.allowance.headers())
+    if call and call.credential and call.operation.scope == "send":
+        response.headers.update(_rate_headers(call.services.submitter.allowances(call.credential)))
     _account(request, request_id, call, response.status, time.perf_counter() - started)
     return response
 
@@ -81,10 +84,10 @@ def _problem_of(error: Exception, request_id: str) -> ProblemError:
             return ProblemError(503, "unavailable", detail, retry_after=UNAVAILABLE_WAIT)
         case TimeoutError():
             log.error("http.timed_out", request_id=request_id)
-            detail = (
-                "It is not known whether it was done; send it again, with the same Idempotency-Key if there was one."
-            )
-            return ProblemError(503, "timeout", detail, retry_after=UNAVAILABLE_WAIT)
+            return ProblemError(503, "timeout", UNKNOWN, retry_after=UNAVAILABLE_WAIT)
+        case _ if isinstance(error, DATABASE_AWAY) and not isinstance(error, BAD_DATA):
+            log.error("http.unavailable", request_id=request_id, error=repr(error))
+            return ProblemError(503, "unavailable", UNKNOWN, retry_after=UNAVAILABLE_WAIT)
         case web.HTTPNotFound():
             return ProblemError(404, "not_found", "No such path; /api/v1/openapi.json lists what there is.")
         case web.HTTPMethodNotAllowed():
@@ -94,6 +97,15 @@ def _problem_of(error: Exception, request_id: str) -> ProblemError:
             log.error("http.crashed", request_id=request_id, exc_info=error)
             detail = "This is our fault; our log has it under the request_id."
             return ProblemError(500, "internal_error", detail)
+
+
+def _rate_headers(allowances: Sequence[Allowance]) -> dict[str, str]:
+    """The fields of draft-ietf-httpapi-ratelimit-headers-11; none when there is no rate."""
+    if not allowances:
+        return {}
+    policies = [f'"{left.what}";q={left.limit};w={max(1, round(left.period))}' for left in allowances]
+    limits = [f'"{left.what}";r={left.remaining};t={left.reset}' for left in allowances]
+    return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(limits)}
 
 
 def _account(request: web.Request, request_id: str, call: Call | None, status: int, seconds: float) -> None:

@@ -195,7 +195,7 @@ class EmailLine(Answer, frozen=True, kw_only=True):
 
 
 class EmailPage(Answer, frozen=True, kw_only=True):
-    """Newest first. `next_cursor` with the same filters gives the next page."""
+    """Newest first. `next_cursor` with the same filters goes on; with a rare filter a page may be short, or empty."""
 
     data: list[EmailLine]
     has_more: bool

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from mailerd.intake.envelope import Envelope
 from mailerd.web import problems
 from mailerd.web.bodies import Addresses, Email, NamedAddress, Options, RawEmail
@@ -28,11 +30,12 @@ LONE_LF = re.compile(rb"(?<!\r)\n")
 
 @dataclass(slots=True)
 class Prepared:
-    """A message ready to be submitted, and how each of its recipients was addressed."""
+    """A message ready to be submitted, how each recipient was addressed, and which fields the client filled."""
 
     envelope: Envelope
     content: bytes
     kinds: dict[str, Kind]
+    sent: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def prepare_email(email: Email, limits: Limits) -> Prepared:
         raise AssertionError("an unreadable sender without a fault")
     content = _compose(email, sender, lists, reply_to)
     _check_size(content, limits)
-    return Prepared(_envelope(email, sender.mailbox, kinds, content, _labels(email)), content, _addressed(kinds))
+    return _prepared(email, sender.mailbox, kinds, content)
 
 
 def prepare_raw(email: RawEmail, limits: Limits) -> Prepared:
@@ -100,7 +103,7 @@ def prepare_raw(email: RawEmail, limits: Limits) -> Prepared:
     if sender is None:
         raise AssertionError("an unreadable sender without a fault")
     _check_size(content, limits)
-    return Prepared(_envelope(email, sender, kinds, content, _labels(email)), content, _addressed(kinds))
+    return _prepared(email, sender, kinds, content)
 
 
 def parse_named(text: str) -> tuple[str, str]:
@@ -157,8 +160,13 @@ def _kinds(lists: dict[str, list[Named]]) -> dict[Mailbox, Kind]:
     return kinds
 
 
-def _addressed(kinds: dict[Mailbox, Kind]) -> dict[str, Kind]:
-    return {mailbox.address: kind for mailbox, kind in kinds.items()}
+def _prepared(email: Email | RawEmail, sender: Mailbox, kinds: dict[Mailbox, Kind], content: bytes) -> Prepared:
+    return Prepared(
+        envelope=_envelope(email, sender, kinds, content, _labels(email)),
+        content=content,
+        kinds={mailbox.address: kind for mailbox, kind in kinds.items()},
+        sent=frozenset(field.encode_name for field in msgspec.structs.fields(email) if getattr(email, field.name)),
+    )
 
 
 def _compose(email: Email, sender: Named, lists: dict[str, list[Named]], reply_to: list[Named]) -> bytes:

@@ -19,12 +19,12 @@ class Cursors:
     def __init__(self, key: bytes) -> None:
         self._key = hashlib.sha256(b"mailerd cursors\0" + key).digest()
 
-    def make(self, filters: MailFilters, last_id: int) -> str:
-        position = last_id.to_bytes(POSITION, "big")
+    def make(self, filters: MailFilters, before: int) -> str:
+        position = before.to_bytes(POSITION, "big")
         return base64.urlsafe_b64encode(position + self._sign(filters, position)).decode().rstrip("=")
 
     def read(self, filters: MailFilters, cursor: str) -> int:
-        """Return the id that the page before ended with; raises ValueError for what we did not make for `filters`."""
+        """Return the id below which the search goes on; raises ValueError for what we did not make for `filters`."""
         try:
             data = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, UnicodeError, ValueError):

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -134,7 +135,7 @@ async def _submit_one(call: Call, prepared: Prepared, body: bytes) -> web.Respon
         return outcome
     (result,), response = outcome
     if isinstance(result, Refused):
-        raise problems.of_refusal(result)
+        raise problems.of_refusal(result, prepared.sent)
     call.facts["message"] = format_message_id(result.message_id)
     return web.Response(status=202, body=response, content_type=JSON)
 
@@ -144,7 +145,6 @@ async def _submit(
 ) -> tuple[Sequence[Result], bytes] | web.Response:
     """Hand messages to the relay; a response at once when the request was answered before."""
     idempotency = _idempotency(call, body)
-    _take_allowance(call, len(ready))
     outcome = await call.services.submitter.submit_batch(
         [(prepared.envelope, prepared.content) for prepared in ready],
         Origin(protocol="http", peer=call.peer, helo="", tls="", credential=call.caller),
@@ -178,17 +178,6 @@ def _idempotency(call: Call, body: bytes) -> Idempotency | None:
     return Idempotency(call.caller.name, path, key, hashlib.sha256(said).digest())
 
 
-def _take_allowance(call: Call, messages: int) -> None:
-    rate = call.caller.message_rate
-    if rate is None:
-        return
-    now = asyncio.get_running_loop().time()
-    call.allowance = call.tools.allowances.take(call.caller.name, rate, messages, now)
-    if call.allowance.wait:
-        detail = f"This API key may send {rate.count:,} messages in {rate.period:g} seconds."
-        raise ProblemError(429, "rate_limited", detail, retry_after=call.allowance.wait)
-
-
 def _single_answer(call: Call, prepared: Prepared, results: Sequence[Result]) -> bytes:
     (result,) = results
     if isinstance(result, Refused):
@@ -207,9 +196,10 @@ def _merge(items: Sequence[Prepared | ProblemError], results: Sequence[Result]) 
     left = iter(results)
     merged: list[Receipt | ProblemError] = []
     for index, item in enumerate(items):
+        sent = item.sent if isinstance(item, Prepared) else ()
         outcome = item if isinstance(item, ProblemError) else next(left)
         if isinstance(outcome, Refused):
-            outcome = problems.of_refusal(outcome).under(f"/emails/{index}")
+            outcome = problems.of_refusal(outcome, sent).under(f"/emails/{index}")
         merged.append(outcome)
     return merged
 
@@ -314,11 +304,10 @@ async def search(call: Call) -> web.Response:
         except ValueError:
             detail = "Take next_cursor as it was given, with the same filters and API key."
             raise ProblemError(400, "invalid_cursor", detail) from None
-    found = await call.services.mail.search(filters, query.limit + 1, before)
-    page = found[: query.limit]
-    more = len(found) > len(page)
-    cursor = call.tools.cursors.make(filters, page[-1].id) if more else None
-    return json_answer(200, EmailPage(data=[_line(summary) for summary in page], has_more=more, next_cursor=cursor))
+    page = await call.services.mail.search(filters, query.limit, before)
+    cursor = None if page.before is None else call.tools.cursors.make(filters, page.before)
+    lines = [_line(summary) for summary in page.messages]
+    return json_answer(200, EmailPage(data=lines, has_more=cursor is not None, next_cursor=cursor))
 
 
 def _address(text: str | None, parameter: str) -> str | None:
@@ -356,11 +345,19 @@ class Steering:
 
 async def reschedule(call: Call) -> web.Response:
     async with call.body() as body:
-        due_at = problems.decode(body, Reschedule).scheduled_at
+        due_at = _in_utc(problems.decode(body, Reschedule).scheduled_at)
     control = call.services.control
     return await _steer(
         call, lambda id_: control.reschedule(id_, due_at, tenant=call.caller.tenant, actor=call.caller.name)
     )
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:  # the year 0 or 10000 there
+        fault = FieldError("invalid_value", "No calendar has that time in UTC.", pointer="/scheduled_at")
+        raise problems.invalid([fault]) from None
 
 
 async def _steer(call: Call, act: Callable[[int], Awaitable[Steered | None]]) -> web.Response:

@@ -11,7 +11,6 @@ from aiohttp import web
 
 from mailerd.intake.credentials import Credential
 from mailerd.web import problems
-from mailerd.web.allowance import Allowance, Allowances
 from mailerd.web.cursors import Cursors
 from mailerd.web.problems import FieldError
 from mailerd.web.reading import BodyReader
@@ -49,7 +48,6 @@ class Tools:
 
     services: Services
     cursors: Cursors
-    allowances: Allowances
     reader: BodyReader
     document: bytes  # OpenAPI
 
@@ -63,7 +61,6 @@ class Call:
     tools: Tools
     deadline: asyncio.Timeout
     credential: Credential | None = None
-    allowance: Allowance | None = None  # told to the client
     facts: dict[str, Any] = field(default_factory=dict)  # for the access log
 
     @property

@@ -1,7 +1,7 @@
 """Everything that goes wrong over HTTP, in one shape: application/problem+json (RFC 9457)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from mailerd.errors import Refused
+from mailerd.intake.allowance import RateLimited
 
 MEDIA_TYPE = "application/problem+json"
 UNAVAILABLE_WAIT = 5  # seconds a client should leave us alone when the database is away
@@ -133,12 +134,13 @@ def invalid(errors: Sequence[FieldError]) -> ProblemError:
     return ProblemError(422, "invalid", detail, errors=errors)
 
 
-def of_refusal(refusal: Refused) -> ProblemError:
-    """What the relay would not take. A field is named as a pointer, with or without the first slash."""
+def of_refusal(refusal: Refused, sent: Container[str] = ()) -> ProblemError:
+    """What the relay would not take. Its field becomes a pointer if the client sent a field of that name."""
     status = refusal.http
-    field = refusal.field and "/" + refusal.field.lstrip("/")
-    errors = [FieldError(refusal.name, refusal.text, pointer=field)] if field else []
+    errors = [FieldError(refusal.name, refusal.text, pointer=f"/{refusal.field}")] if refusal.field in sent else []
     wait = UNAVAILABLE_WAIT if status in (429, 503) else None
+    if isinstance(refusal, RateLimited):
+        wait = refusal.wait
     return ProblemError(status, refusal.name, refusal.text, errors=errors, retry_after=wait)
 
 

@@ -10,6 +10,10 @@ from mailerd.web.problems import UNAVAILABLE_WAIT, ProblemError
 from mailerd.web.services import Limits
 
 
+class Disconnected(ConnectionError):  # noqa: N818 - clients may go
+    """The client has gone: nobody is left to answer."""
+
+
 class BodyReader:
     """All bodies being read or worked on by one process share `limits.memory`."""
 
@@ -41,6 +45,8 @@ class BodyReader:
                     self._add(piece, body)
         except TimeoutError:
             raise ProblemError(408, "request_timeout", "The body did not come in time.", close=True) from None
+        except ConnectionError as error:
+            raise Disconnected from error
         except web.RequestPayloadError:
             raise ProblemError(400, "malformed_request", "The body is not framed as HTTP says.", close=True) from None
 

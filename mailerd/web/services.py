@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from mailerd.errors import Refused
+from mailerd.intake.allowance import Allowance
 from mailerd.intake.credentials import Credential
 from mailerd.intake.envelope import Envelope, Origin, Receipt
 from mailerd.intake.idempotency import Conflict, Idempotency, Replayed
-from mailerd.queue.views import MailFilters, MessageSummary, MessageView, Steered
+from mailerd.queue.views import MailFilters, MailPage, MessageView, Steered
 
 Result = Receipt | Refused
 Respond = Callable[[Sequence[Result]], bytes]
@@ -33,8 +34,13 @@ class Submitter(Protocol):
         key that is being worked on as `Conflict.IN_PROGRESS`; else `status` and the response are stored under the key
         in the transaction of the messages. When every item is refused nothing is stored, not even the key, and
         `respond` is not called: the bytes are then b"". Returns after the commit; raises `Unavailable` when nothing was
-        stored.
+        stored, and `RateLimited` when the credential has used its rate. When the database goes away while a key is
+        being stored, its error comes out: sent again, the same request tells.
         """
+        ...
+
+    def allowances(self, credential: Credential) -> Sequence[Allowance]:
+        """What is left of the credential's rates."""
         ...
 
 
@@ -51,8 +57,11 @@ class MailStore(Protocol):
         """The message with all recipients and attempts; None when this tenant has none of that id."""
         ...
 
-    async def search(self, filters: MailFilters, limit: int, before: int | None) -> Sequence[MessageSummary]:
-        """Up to `limit` messages that fit, newest (largest id) first, only those with ids below `before`."""
+    async def search(self, filters: MailFilters, limit: int, before: int | None) -> MailPage:
+        """Up to `limit` messages that fit, newest (largest id) first, only those with ids below `before`.
+
+        A page may be short or empty, and not be the last.
+        """
         ...
 
 
@@ -92,7 +101,6 @@ class Limits:
     idle_read: float = 30.0  # between two pieces of a body
     total_read: float = 300.0  # of one body
     handling: float = 60.0  # from the whole body to the answer
-    workers: int = 1  # each grants its share of a credential's rate
     connections: int = 10_000  # of this process
     keep_alive: float = 75.0  # idle between requests; also for all header lines of one request
     linger: float = 3.0  # for the rest of a body that was refused, so that the client sees why

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from datetime import datetime
 from email.utils import format_datetime
+from functools import lru_cache
 
 from mailerd.wire.address import domain_to_ascii
 
@@ -220,6 +221,11 @@ FOLD_POINT = re.compile(rb"(?<![ \t])[ \t]++[^ \t]++")  # white space and the wo
 
 def format_date(moment: datetime) -> str:
     """RFC 5322 section 3.3: `Sun, 22 Nov 2026 01:54:12 +0000`; `moment` is aware."""
+    return _format_second(moment.replace(microsecond=0))
+
+
+@lru_cache(maxsize=16)
+def _format_second(moment: datetime) -> str:
     return format_datetime(moment)
 
 

@@ -108,10 +108,11 @@ def test_a_generated_key_is_private_and_never_overwritten(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-def test_made_by_root_a_key_belongs_to_whom_its_directory_belongs(tmp_path):
+def test_made_by_root_a_key_and_its_directories_belong_to_whom_the_data_directory_belongs(tmp_path):
     os.chown(tmp_path, 12345, 12345)
-    generate(tmp_path / "key.pem", "ed25519")
-    assert (tmp_path / "key.pem").stat().st_uid == 12345
+    generate(tmp_path / "dkim" / "example.com" / "key.pem", "ed25519")
+    made = [tmp_path / "dkim", tmp_path / "dkim/example.com", tmp_path / "dkim/example.com/key.pem"]
+    assert [path.stat().st_uid for path in made] == [12345] * 3
 
 
 def test_a_zone_record_is_read_by_a_name_server_as_the_text_it_stands_for(keys):

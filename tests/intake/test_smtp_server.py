@@ -636,6 +636,16 @@ async def test_auth_needs_tls_unless_nobody_else_can_listen(outbox, authenticato
         assert (await client.say(f"AUTH PLAIN {plain('ann', PASSWORD)}")).startswith("235")
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_other_machines_may_log_in_in_clear_only_on_the_operators_word(outbox, authenticator, allowed):
+    listener = {"bind": config.Endpoint("0.0.0.0", 587), "auth_without_tls": allowed}
+    async with Intake(outbox, authenticator, listener=listener) as intake:
+        client = await intake.connect()
+        assert ("AUTH PLAIN LOGIN" in await client.say("EHLO client.example")) is allowed
+        expected = "235" if allowed else "502 5.5.1"
+        assert (await client.say(f"AUTH PLAIN {plain('ann', PASSWORD)}")).startswith(expected)
+
+
 async def test_a_client_that_guesses_is_sent_away_and_its_guesses_are_not_logged(outbox, authenticator):
     async with Intake(outbox, authenticator, listener={"auth": "required"}, limits={"max_auth_failures": 2}) as intake:
         with structlog.testing.capture_logs() as logs:

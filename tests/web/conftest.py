@@ -1,39 +1,49 @@
-"""An API under test: a real server on a socket of its own, and a client that holds it to its OpenAPI document.
+"""An API under test: a real server on a socket of its own, the real queue behind it, a mail exchanger behind that.
 
-The fixture `relay` is what stands behind the API. To run the tests on the real queue, build `Services` of real parts in
-`services` and give `KEYS` to its credential store.
+`Api` is a client that holds every answer to the OpenAPI document. Between the relay and its database stands a proxy,
+so that a test can take the database away. What no real part can be brought to do, a `StubbornSubmitter` does.
 """
 
 import re
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
 
-from mailerd.config import Rate
-from mailerd.intake.credentials import Credential
+from mailerd.config import Pool, Rate, Stream
+from mailerd.intake.authenticator import Authenticator
+from mailerd.intake.credentials import CredentialStore
+from mailerd.queue.control import ControlStore, MessageControl
+from mailerd.queue.trace import TraceStore
 from mailerd.web.app import OPERATIONS, build_app
 from mailerd.web.openapi import statuses
 from mailerd.web.operations import JSON, Operation
 from mailerd.web.problems import MEDIA_TYPE, Problem
 from mailerd.web.server import HttpServer
 from mailerd.web.services import Limits, Services
-from tests.web.relay import NOW, MemoryRelay
+from tests.support.database_proxy import DatabaseProxy
+from tests.support.dns_server import DnsServer
+from tests.support.relay import Clock, RunningRelay, relay_config, running_relay
+from tests.support.scripted_mx import ScriptedMx
+from tests.web.stubborn import StubbornSubmitter
 
 ALL = frozenset({"send", "read", "manage"})
-KEYS = {
-    "all": Credential(name="all", scopes=ALL),
-    "sender": Credential(name="sender", scopes=frozenset({"send"})),
-    "reader": Credential(name="reader", scopes=frozenset({"read"})),
-    "shop": Credential(name="shop", scopes=ALL, sender_domains=("shop.example",)),
-    "slow": Credential(name="slow", scopes=ALL, message_rate=Rate(3, 3600)),
-    "stranger": Credential(name="stranger", scopes=ALL, tenant="other"),
+KEYS: dict[str, dict[str, Any]] = {
+    "all": {"scopes": ALL},
+    "sender": {"scopes": frozenset({"send"})},
+    "reader": {"scopes": frozenset({"read"})},
+    "shop": {"scopes": ALL, "sender_domains": ("shop.example",), "stream": "marketing"},
+    "slow": {"scopes": ALL, "message_rate": Rate(3, 3600), "recipient_rate": Rate(10, 60)},
+    "stranger": {"scopes": ALL, "tenant": "other"},
 }
 EMAIL = {"from": "Shop <shop@example.com>", "to": ["ann@example.net"], "subject": "Hello", "text": "Hello, Ann"}
+ACCEPTED = "SELECT count(DISTINCT message_id) FROM events WHERE type = 'message.accepted'"
 
 
 @dataclass(frozen=True)
@@ -56,14 +66,15 @@ class Answer:
 class Api:
     """Sends requests; every answer must be in the document, and of the type that it says."""
 
-    relay: MemoryRelay
+    relay: RunningRelay
+    mx: ScriptedMx
     session: aiohttp.ClientSession
     port: int
-    key: str = "all"
+    tokens: dict[str, str]
     seen: set[tuple[str, str, int]] = field(default_factory=set)
 
-    async def ask(self, method: str, path: str, *, key: str | None = None, **rest: Any) -> Answer:
-        headers = {"Authorization": f"Bearer {key or self.key}"} | rest.pop("headers", {})
+    async def ask(self, method: str, path: str, *, key: str = "all", **rest: Any) -> Answer:
+        headers = {"Authorization": f"Bearer {self.tokens.get(key, key)}"} | rest.pop("headers", {})
         if headers["Authorization"] == "Bearer none":
             del headers["Authorization"]
         url = f"http://127.0.0.1:{self.port}{path}"
@@ -75,6 +86,21 @@ class Api:
 
     async def send(self, body: object = None, **rest: Any) -> Answer:
         return await self.ask("POST", "/api/v1/emails", json=EMAIL if body is None else body, **rest)
+
+    async def later(self, **changes: Any) -> str:
+        """The path of an email that waits for tomorrow."""
+        tomorrow = (self.relay.clock.now + timedelta(days=1)).isoformat()
+        answer = await self.send(EMAIL | {"scheduled_at": tomorrow} | changes)
+        return f"/api/v1/emails/{answer.json['id']}"
+
+    async def accepted(self) -> int:
+        """How many messages were ever accepted."""
+        return int(await self.relay.pool.fetchval(ACCEPTED))
+
+    async def delivered(self) -> list[bytes]:
+        """The contents that the mail exchanger has got, when all is quiet."""
+        await self.relay.settled()
+        return [delivery.content for delivery in self.mx.delivered]
 
     def _hold_to_document(self, method: str, path: str, answer: Answer) -> None:
         operation = operation_of(method, path)
@@ -101,8 +127,52 @@ def operation_of(method: str, path: str) -> Operation | None:
 
 
 @pytest.fixture
-def relay() -> MemoryRelay:
-    return MemoryRelay(keys=dict(KEYS))
+def now() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def dns() -> AsyncIterator[DnsServer]:
+    async with DnsServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def mx(dns: DnsServer) -> AsyncIterator[ScriptedMx]:
+    """The mail exchanger of example.net and example.com."""
+    async with ScriptedMx("127.0.0.2", name="mx.example.net") as server:
+        dns.add("mx.example.net", "A", "127.0.0.2")
+        for domain in ("example.net", "example.com"):
+            dns.add(domain, "MX", "10 mx.example.net.")
+        yield server
+
+
+@pytest.fixture
+async def proxy(database: str, tmp_path: Path) -> AsyncIterator[DatabaseProxy]:
+    async with DatabaseProxy(database, tmp_path) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def relay(
+    proxy: DatabaseProxy, dns: DnsServer, mx: ScriptedMx, now: Clock, tmp_path: Path
+) -> AsyncIterator[RunningRelay]:
+    config = relay_config(
+        tmp_path,
+        dns,
+        mx.port,
+        pools={"default": Pool(), "warm": Pool()},
+        streams={"transactional": Stream(), "marketing": Stream(pool="warm")},
+    )
+    async with running_relay(config, proxy.url, clock=now) as running:
+        yield running
+
+
+@pytest.fixture
+async def tokens(relay: RunningRelay) -> dict[str, str]:
+    """The API keys by their names."""
+    store = CredentialStore(relay.pool)
+    return {name: await store.create(name, **values) for name, values in KEYS.items()}
 
 
 @pytest.fixture
@@ -132,16 +202,24 @@ def stopping() -> list[bool]:
 
 
 @pytest.fixture
-def services(relay: MemoryRelay, limits: Limits, stopping: list[bool]) -> Services:
+def submitter(relay: RunningRelay) -> StubbornSubmitter:
+    return StubbornSubmitter(relay.relay.submitter)
+
+
+@pytest.fixture
+def services(relay: RunningRelay, submitter: StubbornSubmitter, limits: Limits, stopping: list[bool]) -> Services:
+    async def ping() -> None:
+        await relay.pool.fetchval("SELECT 1")
+
     return Services(
-        submitter=relay,
-        authenticator=relay,
-        mail=relay,
-        control=relay,
-        ping=relay.ping,
+        submitter=submitter,
+        authenticator=Authenticator(CredentialStore(relay.pool), failures=Rate(1000, 60.0)),
+        mail=TraceStore(relay.pool),
+        control=MessageControl(ControlStore(relay.pool), relay.clock),
+        ping=ping,
         stopping=lambda: any(stopping),
         cursor_key=b"secret of the installation",
-        now=lambda: NOW,
+        now=relay.clock,
         limits=limits,
     )
 
@@ -156,6 +234,8 @@ async def server(services: Services) -> AsyncIterator[tuple[HttpServer, int]]:
 
 
 @pytest.fixture
-async def api(relay: MemoryRelay, server: tuple[HttpServer, int]) -> AsyncIterator[Api]:
+async def api(
+    relay: RunningRelay, mx: ScriptedMx, tokens: dict[str, str], server: tuple[HttpServer, int]
+) -> AsyncIterator[Api]:
     async with aiohttp.ClientSession() as session:
-        yield Api(relay=relay, session=session, port=server[1])
+        yield Api(relay=relay, mx=mx, session=session, port=server[1], tokens=tokens)

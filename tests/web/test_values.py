@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailerd.config import Rate
 from mailerd.errors import Refused
+from mailerd.intake.allowance import RateLimited
 from mailerd.queue.views import MailFilters
-from mailerd.web.allowance import Allowances
 from mailerd.web.bodies import Email
 from mailerd.web.composing import parse_named, prepare_email
 from mailerd.web.cursors import Cursors
@@ -126,47 +125,19 @@ def test_a_validation_error_becomes_a_pointer(body: bytes, error: FieldError) ->
 
 
 @pytest.mark.parametrize(
-    ("refusal", "status", "pointer", "wait"),
+    ("refusal", "sent", "status", "pointer", "wait"),
     [
-        (Refused(550, "5.7.1", "no", name="a", field="from", http=403), 403, "/from", None),
-        (Refused(550, "5.7.1", "no", name="a", field="/to/0"), 422, "/to/0", None),
-        (Refused(451, "4.7.1", "later", name="a"), 429, None, 5),
-        (Refused(452, "4.3.1", "later", name="a", http=503), 503, None, 5),
+        (Refused(550, "5.7.1", "no", name="a", field="from", http=403), {"from"}, 403, "/from", None),
+        (Refused(550, "5.7.1", "no", name="a", field="raw"), {"from"}, 422, None, None),
+        (Refused(451, "4.7.1", "later", name="a"), set(), 429, None, 5),
+        (Refused(452, "4.3.1", "later", name="a", http=503), set(), 503, None, 5),
+        (RateLimited("later", 77), {"from"}, 429, None, 77),
     ],
 )
-def test_a_refusal_becomes_a_problem(refusal: Refused, status: int, pointer: str | None, wait: int | None) -> None:
-    problem = of_refusal(refusal)
+def test_a_refusal_becomes_a_problem(
+    refusal: Refused, sent: set[str], status: int, pointer: str | None, wait: int | None
+) -> None:
+    problem = of_refusal(refusal, sent)
 
     assert (problem.status, problem.retry_after) == (status, wait)
     assert [error.pointer for error in problem.errors] == ([pointer] if pointer else [])
-
-
-@pytest.mark.parametrize(
-    ("workers", "takes", "expected"),
-    [  # takes: amount and second; expected: remaining and wait
-        (1, [(1, 0)], (9, 0)),
-        (1, [(10, 0)], (0, 0)),
-        (1, [(10, 0), (1, 0)], (0, 6)),
-        (1, [(10, 0), (1, 6)], (0, 0)),
-        (1, [(10, 0), (1, 60)], (9, 0)),
-        (1, [(10, 0), (1, 6000)], (9, 0)),
-        (1, [(1, 0), (100, 0)], (9, 6)),
-        (1, [(100, 0)], (0, 0)),
-        (1, [(100, 0), (1, 60)], (0, 486)),
-        (2, [(5, 0), (1, 0)], (0, 12)),
-        (100, [(1, 0), (1, 0)], (0, 60)),
-    ],
-)
-def test_an_allowance_of_ten_a_minute(workers: int, takes: list[tuple[int, float]], expected: tuple[int, int]) -> None:
-    allowances = Allowances(workers)
-    for amount, second in takes:
-        allowance = allowances.take("key", Rate(10, 60), amount, second)
-
-    assert (allowance.remaining, allowance.wait) == expected
-
-
-def test_a_credential_whose_rate_is_changed_starts_anew() -> None:
-    allowances = Allowances(1)
-    allowances.take("key", Rate(1, 60), 1, 0)
-
-    assert allowances.take("key", Rate(2, 60), 1, 0).wait == 0

@@ -1,0 +1,131 @@
+"""`scripts/bench [NAME]`: relay, idle, backlog, loads, or all of them."""
+
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks import backlog, idle, loads, relay
+from benchmarks.peers import postfix
+from benchmarks.report import Results
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=False)
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+Work = Annotated[Path, typer.Option(help="Where spools and databases are made, and removed at the end.")]
+Out = Annotated[Path, typer.Option(help="Where NAME.jsonl, NAME.md and NAME.svg are written.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A small version: to see that it works, not for figures.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Of which medians are taken.")]
+DEFAULT_WORK = Path(os.environ.get("MAILERD_BENCH_WORK", HERE / "work"))
+
+
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    """Without NAME: all."""
+    if missing := postfix.missing():
+        console.print(f"benchmarks need: {missing}")
+        raise typer.Exit(69)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if context.invoked_subcommand is None:
+        run_all()
+
+
+@app.command(name="relay")
+def relay_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    rounds: Rounds = 3,
+    cells: Annotated[str, typer.Option(help="usual, quick, or every: 32 cells.")] = "usual",
+    size: Annotated[list[str] | None, typer.Option(help=f"{', '.join(relay.SIZES)}: only cells of this size.")] = None,
+    signed: Annotated[bool | None, typer.Option("--signed/--unsigned", help="Only such cells.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help=", ".join(relay.PEERS))] = None,
+    factor: Annotated[float, typer.Option(help="Times as many messages.")] = 1.0,
+    profile: Annotated[float, typer.Option(help="Watch a mailerd worker by py-spy for so many seconds instead.")] = 0.0,
+) -> None:
+    """End-to-end relay beside Postfix, unsigned and with DKIM."""
+    chosen = {"usual": relay.USUAL, "quick": relay.QUICK, "every": tuple(relay.every_load())}[
+        "quick" if (quick or profile) and cells == "usual" else cells
+    ]
+    sizes = {relay.SIZES[name] for name in size} if size else None
+    chosen = tuple(
+        load for load in chosen if (sizes is None or load.size in sizes) and (signed is None or load.signed == signed)
+    )
+    peers = ["mailerd"] if profile else peer or list(relay.PEERS)
+    with _work(work) as directory:
+        complete = relay.run(
+            directory,
+            Results(out, "profile" if profile else "relay", console),
+            loads=relay.sized(chosen, factor * (0.3 if quick else 1.0)),
+            peers=peers,
+            rounds=1 if quick else rounds,
+            profile_for=profile,
+        )
+    if not complete:
+        console.print("[red]messages are missing, came twice, or have no good signature[/red]")
+        raise typer.Exit(1)
+
+
+@app.command(name="idle")
+def idle_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    connections: Annotated[int, typer.Option(help="Idle SMTP connections.")] = 10_000,
+) -> None:
+    """Memory of idle SMTP connections, and how fast a message gets in beside them."""
+    with _work(work) as directory:
+        idle.run(directory, Results(out, "idle", console), connections=1_000 if quick else connections)
+
+
+@app.command(name="backlog")
+def backlog_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    queued: Annotated[list[int] | None, typer.Option(help="Recipients in the queue.")] = None,
+) -> None:
+    """Delivery out of a queue of 1,000 and of 100,000 recipients."""
+    sizes = queued or ([500, 5_000] if quick else [1_000, 100_000])
+    with _work(work) as directory:
+        backlog.run(directory, Results(out, "backlog", console), sizes=sizes)
+
+
+@app.command(name="loads")
+def loads_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False, rounds: Rounds = 3) -> None:
+    """What the load and the sink cost by themselves."""
+    with _work(work) as directory:
+        results = Results(out, "loads", console)
+        loads.run(directory, results, rounds=1 if quick else rounds, count=2_000 if quick else 10_000)
+
+
+@app.command(name="all")
+def run_all(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
+    """Everything, into the results that README shows."""
+    commands: tuple[Callable[..., None], ...] = (loads_command, relay_command, idle_command, backlog_command)
+    for command in commands:
+        command(work=work, out=out, quick=quick)
+
+
+@contextmanager
+def _work(work: Path) -> Iterator[Path]:
+    """A fresh directory below `work`; kept, for its logs, when something fails."""
+    directory = (work / f"run-{os.getpid()}").resolve()
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+app()

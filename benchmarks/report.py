@@ -1,0 +1,79 @@
+"""What a benchmark leaves: a line of JSON for each run, and tables for a terminal and for README."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass
+class Results:
+    """Files `NAME.jsonl`, `NAME.md`, `NAME.svg` in one directory, written anew by every run of the benchmark."""
+
+    directory: Path
+    name: str
+    console: Console
+    tables: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.path(".jsonl").write_text("")
+
+    def path(self, suffix: str) -> Path:
+        return self.directory / (self.name + suffix)
+
+    def line(self, **fields: object) -> None:
+        with self.path(".jsonl").open("a") as file:
+            file.write(json.dumps(fields) + "\n")
+
+    def text(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+        self.tables.append(text)
+        self._write()
+
+    def table(self, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        table = Table(title=title, title_justify="left")
+        for index, head in enumerate(heads):
+            table.add_column(head, justify="right" if index else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+        rule = ["---", *["---:"] * (len(heads) - 1)]
+        self.tables.append("\n".join([f"**{title}**", "", *map(_row, [heads, rule, *rows])]))
+        self._write()
+
+    def picture(self, svg: str) -> None:
+        self.path(".svg").write_text(svg)
+
+    def _write(self) -> None:
+        self.path(".md").write_text(f"# {self.name}\n\n" + "\n\n".join(self.tables) + "\n")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, lowest and highest of the rounds."""
+
+    middle: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(median(values), min(values), max(values))
+
+    def __format__(self, spec: str) -> str:
+        if self.low == self.high:
+            return format(self.middle, spec)
+        return f"{self.middle:{spec}} ({self.low:{spec}}–{self.high:{spec}})"
+
+
+def machine_line(machine: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in machine.items())
