@@ -83,7 +83,7 @@ def _drain(work: Path, queued: int) -> dict[str, object]:
     return {
         "queued": queued,
         "fill_rate": round(fill_rate),
-        "rate": round(queued / (report["last"] - begun)),
+        "rate": round(queued / (report["last"] - first)),
         "cpu_us": round(used / queued * 1e6),
         "first_ms": round((first - begun) * 1e3),
         "memory_mb": round(max(peak) / 1e6),

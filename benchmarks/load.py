@@ -1,5 +1,6 @@
 """One run: a load of smtp-source into a system, counted by our sink, with what it cost."""
 
+import os
 import subprocess
 import threading
 import time
@@ -59,6 +60,7 @@ class Run:
     duplicates: int
     strays: int
     signed: int
+    load: float  # average of the machine in the last minute: well above the cores means that others were at work
 
     @property
     def complete(self) -> bool:
@@ -114,6 +116,7 @@ class Bench:
             duplicates=report["duplicates"],
             strays=report["strays"],
             signed=report["signed"],
+            load=os.getloadavg()[0],
         )
 
     def close(self) -> None:

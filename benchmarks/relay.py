@@ -107,7 +107,8 @@ def _conclude(
     of: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for one in runs:
         of[one.cell, one.peer].append(one)
-    results.text(machine_line(described))
+    busy = f"{Spread.of([one.load for one in runs]):.1f}"
+    results.text(f"{machine_line(described)}; load average during the runs: {busy}")
     heads = [
         "cell, peer",
         "msg/s",

@@ -190,6 +190,16 @@ async def test_systemd_hears_of_readiness_of_life_and_of_the_end(make, tmp_path)
     assert heard.index("READY=1") < heard.index("WATCHDOG=1")
 
 
+def test_a_service_manager_that_does_not_listen_holds_nobody_up(tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "n"))
+        service = Service({"NOTIFY_SOCKET": str(tmp_path / "n")})
+        for _ in range(1_000):
+            service.watchdog()
+        service.stopping()
+        assert systemd.recv(4096) == b"WATCHDOG=1"
+
+
 def test_the_service_takes_its_variables_away_from_children():
     environ = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "2000000", "LISTEN_FDS": "2", "HOME": "/"}
     assert Service(environ).watchdog_every == 1.0

@@ -11,6 +11,7 @@ from mailerd import metrics
 def test_what_is_counted_is_shown() -> None:
     before = REGISTRY.get_sample_value("mailerd_recipients_accepted_total", {"stream": "marketing", "protocol": "smtp"})
     metrics.accepted("marketing", "smtp", recipients=3, size=1000)
+    metrics.flush()
 
     after = REGISTRY.get_sample_value("mailerd_recipients_accepted_total", {"stream": "marketing", "protocol": "smtp"})
     assert (after or 0) - (before or 0) == 3
@@ -33,7 +34,10 @@ def test_sites_beyond_the_limit_are_counted_together() -> None:
 
 def test_processes_are_added_up(tmp_path: Path) -> None:
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    count = "from mailerd import metrics; metrics.accepted('marketing', 'http', 1, 10); metrics.sessions('in', 2)"
+    count = (
+        "from mailerd import metrics\n"
+        "metrics.accepted('marketing', 'http', 1, 10); metrics.sessions('in', 2); metrics.flush()"
+    )
     for _ in range(2):
         subprocess.run([sys.executable, "-c", count], env=environment, check=True)
     show = "import sys; from mailerd import metrics; sys.stdout.buffer.write(metrics.render())"

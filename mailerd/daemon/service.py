@@ -6,6 +6,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 
 OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+PATIENCE = 1.0  # seconds that one word may wait for room in the queue of the service manager
 
 
 class Service:
@@ -33,10 +34,12 @@ class Service:
         self._notify(f"STATUS={text}")
 
     def watchdog(self) -> None:
-        self._notify("WATCHDOG=1")
+        self._notify("WATCHDOG=1", patience=0.0)  # another one follows
 
-    def _notify(self, state: str) -> None:
+    def _notify(self, state: str, patience: float = PATIENCE) -> None:
+        """Say it, or give it up: whoever does not read (its queue holds ten) must not hold us up."""
         if self._address:
             with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.settimeout(patience)
                 sock.connect(self._address)
                 sock.send(state.encode())

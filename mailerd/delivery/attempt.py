@@ -242,11 +242,14 @@ class Attempts:
             self._settler.add(settled)
             return
         content = await self._read(message) or b""
-        reports = [
-            self._notices.report(message, content, group, now)
-            for action in ("failed", "delayed", "relayed")
-            if (group := [notice for notice in notices if notice.action == action])
-        ]
+        reports = []
+        for action in ("failed", "delayed", "relayed"):
+            group = [notice for notice in notices if notice.action == action]
+            try:
+                if group:
+                    reports.append(self._notices.report(message, content, group, now))
+            except Exception:  # a verdict must stand, also when it cannot be put into a report
+                log.exception("report.failed", message=format_message_id(message.id), action=action)
         self._settler.add(settled, reports)
 
 

@@ -27,6 +27,7 @@ from mailerd.delivery.transaction import Timeouts
 from mailerd.delivery.verdict import Verdict
 from mailerd.queue.commit import LOST
 from mailerd.queue.control import Selection
+from mailerd.queue.ids import format_message_id
 from mailerd.queue.journal import Journal
 from mailerd.queue.mail import Message, Recipient
 from mailerd.queue.store import QueueStore, Settled
@@ -200,7 +201,7 @@ class Dispatcher:
 
     def _put(self, route: Route | NoRoute, job: Job) -> None:
         if isinstance(route, NoRoute):
-            self._start(self._attempts.refuse(job, route.verdict, Where(), "route"), "refuse")
+            self._start(self._refuse(job, route.verdict, Where(), "route"), "refuse")
             return
         destination = self._destination(route)
         if destination.blocked_until is not None:
@@ -216,6 +217,13 @@ class Dispatcher:
         for start in range(0, len(job.recipients), most):
             destination.jobs.append(Job(job.message, job.recipients[start : start + most]))
         self._pump(destination)
+
+    async def _refuse(self, job: Job, verdict: Verdict, where: Where, stage: str) -> None:
+        try:
+            await self._attempts.refuse(job, verdict, where, stage)
+        except Exception:  # nobody else holds the job now
+            log.exception("refusal.crashed", message=format_message_id(job.message.id))
+            self._put_back([job], self._clock() + AFTER_CRASH, CRASHED)
 
     def _destination(self, route: Route) -> Destination:
         key = (route.site, route.tls, route.auth is not None)
@@ -301,7 +309,7 @@ class Dispatcher:
                     destination.jobs.appendleft(job)
                     continue
             except Exception:
-                log.exception("attempt.crashed", message=job.message.id)
+                log.exception("attempt.crashed", message=format_message_id(job.message.id))
                 self._put_back([job], self._clock() + AFTER_CRASH, CRASHED)
             destination.failures = 0
 
@@ -358,7 +366,7 @@ class Dispatcher:
         if job is not None:
             host: Host = error.host
             where = Where(destination.route.site, host.name, host.address)
-            await self._attempts.refuse(job, error.verdict, where, error.stage)
+            await self._refuse(job, error.verdict, where, error.stage)
         seconds = min(BLOCK_FIRST * 2 ** (destination.failures - 1), BLOCK_MOST)
         await self._block(destination, self._clock() + timedelta(seconds=seconds), error.verdict)
 

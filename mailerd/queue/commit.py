@@ -25,9 +25,9 @@ SLACK = timedelta(minutes=5)  # between our clock and the partitions of events
 
 NOT_STORED = "the message could not be stored"
 
-# What PostgreSQL cannot hold, as it says so or as asyncpg does, whose own error is an InterfaceError and a ValueError.
-BAD_DATA = (ValueError, asyncpg.DataError, asyncpg.ProgramLimitExceededError)
-# What tells of a database that went away, unless it is BAD_DATA; anything else is a bug or a full disk.
+# What PostgreSQL cannot hold, as it says itself, or asyncpg before it is asked.
+BAD_DATA = (asyncpg.DataError, asyncpg.ProgramLimitExceededError)
+# What tells of a database that went away; anything else is a bug, or a full disk.
 # (InternalClientError: the server's last words came while nothing was being asked.)
 LOST = (
     OSError,

@@ -157,9 +157,13 @@ MEND_QUEUES = """
     INSERT INTO queues (name, next_due) SELECT queue, due_at FROM waiting
     ON CONFLICT (name) DO UPDATE SET next_due = EXCLUDED.next_due WHERE queues.next_due > EXCLUDED.next_due
 """
+# Skips what others have locked, in whatever order: waiting for them could end in a deadlock.
 FORGET_EMPTY_QUEUES = """
-    DELETE FROM queues WHERE next_due = 'infinity' AND (blocked_until IS NULL OR blocked_until <= $1)
-        AND NOT EXISTS (SELECT FROM recipients WHERE queue = queues.name AND owner IS NULL AND NOT held)
+    DELETE FROM queues WHERE name IN (
+        SELECT name FROM queues AS empty
+         WHERE next_due = 'infinity' AND (blocked_until IS NULL OR blocked_until <= $1)
+           AND NOT EXISTS (SELECT FROM recipients WHERE queue = empty.name AND owner IS NULL AND NOT held)
+           FOR UPDATE SKIP LOCKED)
 """
 FORGET_BODIES = "DELETE FROM messages WHERE pending <= 0 AND id < $1"
 

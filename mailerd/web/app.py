@@ -13,7 +13,7 @@ from aiohttp import web
 from mailerd import metrics
 from mailerd.errors import Refused, Unavailable
 from mailerd.intake.allowance import Allowance
-from mailerd.queue.commit import BAD_DATA, LOST
+from mailerd.queue.commit import LOST
 from mailerd.web import emails, health, openapi, problems
 from mailerd.web.callers import authorize
 from mailerd.web.cursors import Cursors
@@ -85,7 +85,7 @@ def _problem_of(error: Exception, request_id: str) -> ProblemError:
         case TimeoutError():
             log.error("http.timed_out", request_id=request_id)
             return ProblemError(503, "timeout", UNKNOWN, retry_after=UNAVAILABLE_WAIT)
-        case _ if isinstance(error, DATABASE_AWAY) and not isinstance(error, BAD_DATA):
+        case _ if isinstance(error, DATABASE_AWAY):
             log.error("http.unavailable", request_id=request_id, error=repr(error))
             return ProblemError(503, "unavailable", UNKNOWN, retry_after=UNAVAILABLE_WAIT)
         case web.HTTPNotFound():

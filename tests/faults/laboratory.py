@@ -197,19 +197,28 @@ def compare(promises: Promises, arrivals: Iterable[Arrival], doubtful: set[str])
 
 @dataclass
 class Laboratory:
-    """A daemon, the exchanger that all its mail goes to, and clients."""
+    """A daemon, the exchanger that all its mail goes to, and clients: one load after the other."""
 
     directory: Path
     mx: LedgerMx
     daemon: Mailerd
+    loads: int = 0
 
     def load(self, **how: float) -> Submitters:
-        return Submitters(self.daemon, **how)  # type: ignore[arg-type]
+        """Clients whose mail nobody takes for that of another load."""
+        self.loads += 1
+        return Submitters(self.daemon, prefix=f"load{self.loads}-", **how)  # type: ignore[arg-type]
 
-    async def verdict(self, submitters: Submitters) -> Comparison:
+    def arrivals(self, load: Submitters) -> list[Arrival]:
+        return [arrival for arrival in self.mx.arrivals() if arrival.address.startswith(load.prefix)]
+
+    async def doubtful(self, load: Submitters) -> set[str]:
+        return {address for address in await self.daemon.doubtful() if address.startswith(load.prefix)}
+
+    async def verdict(self, load: Submitters) -> Comparison:
         """After the load was stopped: wait for the queue to drain, and compare."""
         await self.daemon.drained()
-        return compare(submitters.promises, self.mx.arrivals(), await self.daemon.doubtful())
+        return compare(load.promises, self.arrivals(load), await self.doubtful(load))
 
 
 @asynccontextmanager

@@ -1,6 +1,10 @@
 """A mail exchanger that fails at every step of the conversation."""
 
+import pytest
+
 from tests.faults.laboratory import Laboratory
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 
 async def test_mail_whose_final_dot_got_no_answer_is_sent_again_and_marked(lab: Laboratory) -> None:
@@ -12,10 +16,10 @@ async def test_mail_whose_final_dot_got_no_answer_is_sent_again_and_marked(lab: 
 
     comparison = await lab.verdict(load)
     assert comparison.kept, comparison
-    silent = {arrival.address for arrival in lab.mx.arrivals() if not arrival.answered}
+    silent = {arrival.address for arrival in lab.arrivals(load) if not arrival.answered}
     assert len(silent) >= 5
     assert comparison.duplicates == len(silent)
-    assert await lab.daemon.doubtful() == silent
+    assert await lab.doubtful(load) == silent
 
 
 async def test_mail_reset_before_its_final_dot_arrives_once(lab: Laboratory) -> None:

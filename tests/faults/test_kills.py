@@ -6,8 +6,12 @@
 import os
 import random
 
+import pytest
+
 from mailerd.db.embedded import SOCKET
 from tests.faults.laboratory import Comparison, Laboratory, kill
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 
 def assert_kept(comparison: Comparison) -> None:

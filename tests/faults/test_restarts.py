@@ -3,8 +3,12 @@
 import asyncio
 import signal
 
+import pytest
+
 from tests.faults.laboratory import Laboratory, Mailerd, kill
 from tests.faults.test_kills import assert_kept
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 
 async def test_while_the_database_restarts_clients_see_451_at_worst_and_then_it_goes_on(lab: Laboratory) -> None:
@@ -49,7 +53,7 @@ async def test_sigterm_while_the_exchanger_is_slow_marks_what_was_cut_off_as_in_
     load.start()
     await load.until_promised(100)
     await load.stop()
-    while not lab.mx.arrivals():
+    while not lab.arrivals(load):
         await asyncio.sleep(0.05)
     status, seconds = await lab.daemon.stop()
     assert status == 0

@@ -403,13 +403,13 @@ async def test_a_message_in_drips_is_not_waited_for(outbox, lonely):
 
 async def test_a_slow_commit_is_no_timeout(outbox, lonely):
     outbox.gate = asyncio.Event()
-    limits = {"command_timeout": config.Duration(0.05), "data_timeout": config.Duration(0.05)}
+    limits = {"command_timeout": config.Duration(0.4), "data_timeout": config.Duration(0.4)}
     async with Intake(outbox, lonely, limits=limits) as intake:
         client = await intake.connect()
         await open_data(client)
         client.write(b".\r\n")
         await outbox.entered.wait()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.6)
         outbox.gate.set()
         assert (await client.reply()).startswith("250")
 

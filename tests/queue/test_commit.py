@@ -9,7 +9,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from mailerd.db import Pool, connect_pool, connected
@@ -28,7 +27,7 @@ NUMBERS = count()
 def mail(*, address: str = "bob@example.net", facts: dict[str, Any] | None = None, **changes: Any) -> Message:
     """A message as intake makes it, or one that nobody should make."""
     now = datetime.now(UTC)
-    values = {
+    values: dict[str, Any] = {
         "id": first_id_at(int(now.timestamp() * 1000)) + next(NUMBERS),
         "sender": "ann@sender.example",
         "stream": "transactional",
@@ -98,18 +97,18 @@ async def proxy(database: str, tmp_path: Path) -> AsyncIterator[DatabaseProxy]:
 async def group(database: str, proxy: DatabaseProxy) -> AsyncIterator[Group]:
     pool = await connect_pool(proxy.url, min=1, max=3)
     around = await connect_pool(database, min=1, max=3)
-    group = Group(
+    running = Group(
         GroupCommit(
             QueueStore(pool),
             worker=await WorkerStore(around).register("test", 1),
             keep=lambda message: message.size < 1000,
-            kept=lambda messages: group.kept.extend(messages),
-            dropped=lambda message: group.dropped.append(message),
+            kept=lambda messages: running.kept.extend(messages),
+            dropped=lambda message: running.dropped.append(message),
             clock=lambda: datetime.now(UTC),
         ),
         around,
     )
-    yield group
+    yield running
     pool.terminate()
     await around.close()
 
@@ -283,10 +282,3 @@ async def until(group: Group, stored: set[int]) -> None:
     async with asyncio.timeout(10):
         while await group.stored() != stored:
             await asyncio.sleep(0.02)
-
-
-def test_asyncpgs_own_data_error_counts_as_bad_data_and_not_as_a_lost_connection() -> None:
-    """It is an InterfaceError too, and those mean a closed pool or connection."""
-    from mailerd.queue.commit import BAD_DATA
-
-    assert issubclass(asyncpg.exceptions._base.DataError, BAD_DATA)

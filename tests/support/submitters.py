@@ -15,6 +15,7 @@ DOMAINS = 20
 PATIENCE = 100.0  # seconds for one answer; longer than the daemon may take to say 451
 AGAIN = 0.05  # seconds before a lost connection is opened anew
 SEVERAL = 10  # one message in so many has three recipients
+KEEP = 30  # messages over one connection, so that clients spread over the workers again
 
 
 @dataclass
@@ -64,9 +65,10 @@ class Numbered:
 
 
 class Mailbag:
-    """Makes messages, no two with the same recipient."""
+    """Makes messages, no two with the same recipient; all recipients begin with `prefix`."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, prefix: str) -> None:
+        self._prefix = prefix
         self._numbers = itertools.count(1)
         self._random = random.Random(1)
         self._size = size
@@ -74,7 +76,7 @@ class Mailbag:
     def next(self) -> Numbered:
         number = next(self._numbers)
         count = 3 if number % SEVERAL == 0 else 1
-        recipients = [f"m{number}.{n}@d{(number + n) % DOMAINS}.example" for n in range(count)]
+        recipients = [f"{self._prefix}{number}.{n}@d{(number + n) % DOMAINS}.example" for n in range(count)]
         line = b".%d " % number + self._random.randbytes(35).hex().encode() + b"\r\n"
         body = line * max(1, self._random.randrange(2 * self._size) // len(line))
         header = f"From: <app@sender.example>\r\nSubject: message {number}\r\nX-Checksum: {zlib.crc32(body)}\r\n\r\n"
@@ -85,13 +87,21 @@ class Submitters:
     """`smtp` and `http` clients that submit one message after the other, `pause` seconds apart, until `stop`."""
 
     def __init__(
-        self, target: Target, *, smtp: int = 20, http: int = 4, pause: float = 0.05, size: int = 4_000
+        self,
+        target: Target,
+        *,
+        smtp: int = 20,
+        http: int = 4,
+        pause: float = 0.05,
+        size: int = 4_000,
+        prefix: str = "m",
     ) -> None:
+        self.prefix = prefix
         self.promises = Promises()
         self._target = target
         self._counts = {"smtp": smtp, "http": http}
         self._pause = pause
-        self._mailbag = Mailbag(size)
+        self._mailbag = Mailbag(size, prefix)
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -121,7 +131,11 @@ class Submitters:
                 await asyncio.sleep(0.01)
 
     async def _run(self, client: "SmtpClient | HttpClient", *, keyed: bool) -> None:
-        while not self._stopping.is_set():
+        for count in itertools.count(1):
+            if self._stopping.is_set():
+                break
+            if count % KEEP == 0:
+                client.close()
             mail = self._mailbag.next()
             if keyed:
                 self.promises.keyed.update(mail.recipients)

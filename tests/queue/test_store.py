@@ -1,0 +1,153 @@
+"""The rows of the queue: who takes what, and what a second telling of the same result changes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from mailerd.db import Pool, connect_pool
+from mailerd.events import Event
+from mailerd.queue.mail import Message
+from mailerd.queue.store import LeaseLostError, QueueStore, Settled
+from mailerd.queue.workers import WorkerStore
+from tests.queue.test_commit import accepted, mail
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    pool = await connect_pool(database, min=1, max=5)
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+def store(pool: Pool) -> QueueStore:
+    return QueueStore(pool)
+
+
+@pytest.fixture
+async def worker(pool: Pool) -> int:
+    return await WorkerStore(pool).register("test", 1)
+
+
+async def accept(store: QueueStore, *messages: Message, owner: int | None = None) -> None:
+    owners = {} if owner is None else {message.id: owner for message in messages}
+    await store.accept(messages, [event for message in messages for event in accepted(message)], owners)
+
+
+async def claim(store: QueueStore, worker: int, room: int = 100, after: timedelta = HOUR) -> list[Message]:
+    now = datetime.now(UTC) + after
+    names = await store.due_queues(now=now, busy=[], limit=10)
+    return await store.claim(dict.fromkeys(names, room), now=now, worker=worker, bytes_=1_000_000)
+
+
+def delivered(message: Message) -> Settled:
+    now = datetime.now(UTC)
+    return Settled(
+        message.recipients[0], Event(now, "recipient.delivered", message.id, 1, "bob@example.net", "default")
+    )
+
+
+async def test_what_is_claimed_comes_whole_and_to_one_only(store: QueueStore, pool: Pool, worker: int) -> None:
+    messages = [mail() for _ in range(40)]
+    await accept(store, *messages)
+    claims = await asyncio.gather(*(claim(store, worker, 10) for _ in range(4)))
+
+    taken = [message.id for claimed in claims for message in claimed]
+    assert sorted(taken) == sorted({message.id for message in messages})
+    assert {message.content for claimed in claims for message in claimed} == {b"x\r\n\r\n"}
+    assert await claim(store, worker) == []
+
+
+async def test_mail_in_somebodys_memory_or_not_due_yet_is_left_alone(store: QueueStore, worker: int) -> None:
+    late = mail()
+    late.recipients[0].due_at += 2 * HOUR
+    await accept(store, mail(), owner=worker)
+    await accept(store, late)
+
+    assert await claim(store, worker) == []
+    assert await store.next_due() == late.recipients[0].due_at
+    assert len(await claim(store, worker, after=3 * HOUR)) == 1
+
+
+async def test_a_blocked_queue_waits(store: QueueStore, worker: int) -> None:
+    message = mail()
+    await accept(store, message)
+    await store.block([message.recipients[0].queue], until=datetime.now(UTC) + 2 * HOUR, reason="no route")
+
+    assert await claim(store, worker) == []
+    assert len(await claim(store, worker, after=3 * HOUR)) == 1
+
+
+async def test_a_result_told_twice_counts_once(store: QueueStore, pool: Pool, worker: int) -> None:
+    message = mail()
+    await accept(store, message, owner=worker)
+    for _ in range(2):
+        await store.settle([delivered(message)], worker=worker)
+
+    assert await pool.fetchval("SELECT count(*) FROM messages") == 0
+    assert await pool.fetchval("SELECT count(*) FROM recipients") == 0
+    assert await pool.fetchval("SELECT count(*) FROM events WHERE type = 'recipient.delivered'") == 1
+
+
+async def test_a_deferral_counts_only_from_who_owns_the_recipient(store: QueueStore, pool: Pool, worker: int) -> None:
+    message = mail()
+    await accept(store, message, owner=worker)
+    other = await WorkerStore(pool).register("other", 2)
+    due = datetime.now(UTC) + HOUR
+    later = Settled(message.recipients[0], None, due, "later")
+    await store.settle([later], worker=other)
+    assert await pool.fetchval("SELECT owner FROM recipients") == worker
+
+    await store.settle([later], worker=worker)
+    assert tuple(await pool.fetchrow("SELECT owner, due_at, reason FROM recipients") or ()) == (None, due, "later")
+    assert await store.next_due() == due
+
+
+async def test_expired_mail_is_taken_in_whatever_state_it_waits(store: QueueStore, pool: Pool, worker: int) -> None:
+    message = mail()
+    await accept(store, message)
+    await pool.execute("UPDATE recipients SET held = true")
+
+    assert await store.claim_expired(now=datetime.now(UTC), worker=worker, limit=10) == []
+    expired = await store.claim_expired(now=datetime.now(UTC) + 48 * HOUR, worker=worker, limit=10)
+    assert [claimed.id for claimed in expired] == [message.id]
+
+
+async def test_mail_whose_queue_was_lost_is_found_again(store: QueueStore, pool: Pool, worker: int) -> None:
+    await accept(store, mail())
+    await pool.execute("DELETE FROM queues")
+    assert await claim(store, worker) == []
+    await store.mend_queues()
+    assert len(await claim(store, worker)) == 1
+
+
+async def test_empty_queues_are_forgotten_and_others_not(store: QueueStore, pool: Pool, worker: int) -> None:
+    await accept(store, mail())
+    now = datetime.now(UTC)
+    await store.forget(now=now, bodies_before=None)
+    assert await pool.fetchval("SELECT count(*) FROM queues") == 1
+    await claim(store, worker)
+    await store.forget(now=now, bodies_before=None)
+    assert await pool.fetchval("SELECT count(*) FROM queues") == 0
+
+
+async def test_what_was_withdrawn_leaves_nothing(store: QueueStore, pool: Pool) -> None:
+    message, other = mail(), mail()
+    await accept(store, message, other)
+    since = datetime.now(UTC) - HOUR
+    assert await store.known([message.id, 7], since) == {message.id}
+    await store.withdraw([message.id], since)
+
+    assert await store.known([message.id, other.id], since) == {other.id}
+    assert await store.content(message.id) is None
+    assert await pool.fetchval("SELECT count(*) FROM recipients") == 1
+
+
+async def test_a_worker_without_a_lease_takes_no_mail(store: QueueStore, pool: Pool) -> None:
+    with pytest.raises(LeaseLostError):
+        await accept(store, mail(), owner=99)
+    assert await pool.fetchval("SELECT count(*) FROM messages") == 0
