@@ -1,7 +1,9 @@
 """Results go to the database in batches: what gathers while one batch is written makes up the next."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import asyncpg
 import structlog
@@ -15,7 +17,16 @@ from mailerd.queue.store import QueueStore, Settled
 log = structlog.get_logger()
 
 MAX_BATCH = 500  # results of one transaction
+FEW = 100  # groups of results; with fewer, a moment is waited for more: a transaction costs as much as fifty results
+GATHER = 0.01  # seconds
 RETRY_AFTER = 0.5  # seconds, while the database is away
+
+
+class _Group(NamedTuple):
+    """What one attempt ended with."""
+
+    results: Sequence[Settled]
+    reports: Sequence[tuple[Message, Event]]
 
 
 class Settler:
@@ -28,17 +39,15 @@ class Settler:
         self._journal = journal
         self._worker = worker
         self._settled = settled
-        self._results: list[Settled] = []
-        self._reports: list[tuple[Message, Event]] = []
+        self._waiting: deque[_Group] = deque()
         self._running: asyncio.Task[None] | None = None
         # Results may be recorded without our knowing. What is put back must not come back until they are recorded
         # once more, because that would take it out of our hands again.
         self.uncertain = False
 
     def add(self, results: Sequence[Settled], reports: Sequence[tuple[Message, Event]] = ()) -> None:
-        """Record these soon; reports are queued in the same transaction as the results that caused them, or before."""
-        self._results += results
-        self._reports += reports
+        """Record these soon; reports are queued in the same transaction as the results that caused them."""
+        self._waiting.append(_Group(results, reports))
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name="settler")
 
@@ -49,9 +58,10 @@ class Settler:
 
     async def _run(self) -> None:
         try:
-            while self._results or self._reports:
-                batch, self._results = self._results[:MAX_BATCH], self._results[MAX_BATCH:]
-                reports, self._reports = self._reports, []
+            while self._waiting:
+                if len(self._waiting) < FEW:
+                    await asyncio.sleep(GATHER)
+                batch, reports = self._take()
                 await self._record(batch, reports)
                 self.uncertain = False
                 recipients = [settled.recipient for settled in batch]
@@ -60,6 +70,15 @@ class Settler:
                 self._settled(recipients)
         finally:
             self._running = None
+
+    def _take(self) -> tuple[list[Settled], list[tuple[Message, Event]]]:
+        batch: list[Settled] = []
+        reports: list[tuple[Message, Event]] = []
+        while self._waiting and len(batch) < MAX_BATCH:
+            group = self._waiting.popleft()
+            batch += group.results
+            reports += group.reports
+        return batch, reports
 
     async def _record(self, batch: list[Settled], reports: list[tuple[Message, Event]]) -> None:
         interrupted = False

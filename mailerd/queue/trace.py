@@ -27,11 +27,14 @@ EVENTS = """
      WHERE message_id = ANY ($1::bigint[]) AND ($2::text IS NULL OR tenant = $2) AND at >= $3
      ORDER BY message_id DESC, at, n
 """
-WAITING = """
+# What a recipient `r` in the queue `q` waits for, and until when: its own due time, or the longer block of its queue.
+WAITS_FOR = """
+    CASE WHEN r.owner IS NULL AND NOT r.held AND q.blocked_until > r.due_at THEN q.reason ELSE r.reason END
+"""
+WAITS_UNTIL = "GREATEST(r.due_at, CASE WHEN r.owner IS NULL AND NOT r.held THEN q.blocked_until END)"
+WAITING = f"""
     SELECT r.message_id, r.n, r.owner, r.held, r.due_at, r.expires_at, r.attempts, r.last_reply, r.in_doubt,
-           CASE WHEN r.owner IS NULL AND NOT r.held AND q.blocked_until > r.due_at THEN q.reason
-                ELSE r.reason END AS reason,
-           GREATEST(r.due_at, CASE WHEN r.owner IS NULL THEN q.blocked_until END) AS until
+           {WAITS_FOR} AS reason, {WAITS_UNTIL} AS until
       FROM recipients AS r LEFT JOIN queues AS q ON q.name = r.queue
      WHERE r.message_id = ANY ($1::bigint[])
 """

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from mailerd.db import Pool
 from mailerd.queue.control import MATCH, Selection
+from mailerd.queue.trace import WAITS_FOR, WAITS_UNTIL
 from mailerd.queue.views import RecipientState, View
 
 COUNT = f"SELECT count(*) FROM recipients AS r, messages AS m WHERE {MATCH}"
@@ -11,8 +12,7 @@ WAITING = f"""
     SELECT r.message_id, r.n, r.address, m.sender, r.queue, m.accepted_at, r.attempts, r.expires_at, r.last_reply,
            CASE WHEN r.held THEN 'held' WHEN r.attempts > 0 THEN 'deferred' ELSE 'queued' END AS state,
            r.owner IS NOT NULL AS in_memory,
-           GREATEST(r.due_at, CASE WHEN r.owner IS NULL THEN q.blocked_until END) AS due_at,
-           CASE WHEN r.owner IS NULL AND q.blocked_until > now() THEN q.reason ELSE r.reason END AS reason
+           {WAITS_UNTIL} AS due_at, {WAITS_FOR} AS reason
       FROM messages AS m, recipients AS r LEFT JOIN queues AS q ON q.name = r.queue
      WHERE {MATCH} AND ($9::text IS NULL OR r.queue = $9)
      ORDER BY r.due_at, r.message_id, r.n LIMIT $10
