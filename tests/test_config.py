@@ -165,7 +165,6 @@ first_key: yes
         ("listeners: [{bind: 'mx.example:25'}]", "listeners[0].bind: 'mx.example' cannot be listened on"),
         ("http: {bind: '127.0.0.1:2525'}", "http.bind: 127.0.0.1:2525 is taken by listeners[0]"),
         ("tls: {certificate: c}", "m.yaml:1: tls.key: is missing: certificate and key go together"),
-        ("http: {public_url: example.com}", "http.public_url: expected a URL"),
         ("routes: [{hosts: ['mx.example:0']}]", "routes[0].hosts[0]: expected a port from 1 to 65535"),
         ("routes: [{hosts: ['-x:25']}]", "routes[0].hosts[0]: '-x:25': expected a domain name"),
         ("routes: [{tls: implicit}]", "routes[0].tls: implicit needs hosts"),

@@ -149,18 +149,6 @@ def check_tls(config: Config) -> Findings:
         yield ("tls", missing), "is missing: certificate and key go together"
 
 
-def check_http(config: Config) -> Findings:
-    if config.http is None or config.http.public_url is None:
-        return
-    try:
-        parts = urlsplit(config.http.public_url)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
-    except ValueError:
-        fits = False
-    if not fits:
-        yield ("http", "public_url"), "expected a URL, such as https://mail.example.com"
-
-
 def check_routes(config: Config) -> Findings:
     for index, route in enumerate(config.routes):
         for place, message in _route_findings(route):
@@ -239,7 +227,6 @@ CHECKS: tuple[tuple[frozenset[str], Callable[[Config], Findings]], ...] = (
     (frozenset({"listeners", "tls"}), check_listeners),
     (frozenset({"listeners", "http", "sandbox"}), check_binds),
     (frozenset({"tls"}), check_tls),
-    (frozenset({"http"}), check_http),
     (frozenset({"routes", "streams", "pools"}), check_routes),
     (frozenset({"domains"}), check_domains),
     (frozenset({section for section, _ in POSITIVE}), check_ranges),

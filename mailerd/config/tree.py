@@ -50,7 +50,6 @@ class Listener(Node, frozen=True):
 
 class Http(Node, frozen=True):
     bind: Endpoint = Endpoint("127.0.0.1", 8025)
-    public_url: str | None = None
     max_body: Size = Size(40_000_000)  # of one request
 
 
@@ -115,7 +114,6 @@ class DkimKey(Node, frozen=True):
 
 class SendingDomain(Node, frozen=True):
     dkim: tuple[DkimKey, ...] = ()
-    return_path: Hostname | None = None
 
 
 class Smtp(Node, frozen=True):

@@ -23,8 +23,9 @@ from mailerd.delivery.attempt import Attempts, Job, Where
 from mailerd.delivery.routing import Host, NoRoute, Route, Router
 from mailerd.delivery.session import Session, SessionError
 from mailerd.delivery.settler import Settler
+from mailerd.delivery.sources import Source, Sources
 from mailerd.delivery.transaction import Timeouts
-from mailerd.delivery.verdict import Verdict
+from mailerd.delivery.verdict import Kind, Verdict, local_verdict
 from mailerd.queue.commit import LOST
 from mailerd.queue.control import Selection
 from mailerd.queue.ids import format_message_id
@@ -49,9 +50,10 @@ LIMITED_FOR = timedelta(seconds=60)  # until another connection is tried
 
 @dataclass(eq=False, slots=True)
 class Destination:
-    """A site reached in one way; `limit` sessions of this worker at most."""
+    """A site reached in one way from one source; `limit` sessions of this worker at most."""
 
     route: Route
+    source: Source
     limit: int
     jobs: deque[Job] = field(default_factory=deque)
     idle: deque["asyncio.Future[None]"] = field(default_factory=deque)
@@ -64,7 +66,7 @@ class Destination:
     reason: str = ""
 
 
-Key = tuple[str, str, bool]
+Key = tuple[str, str, bool, str]
 
 
 class Dispatcher:
@@ -87,6 +89,7 @@ class Dispatcher:
     ) -> None:
         self._config = config
         self._router = router
+        self._sources = Sources(config)
         self._store = store
         self._leases = leases
         self._journal = journal
@@ -203,7 +206,7 @@ class Dispatcher:
         if isinstance(route, NoRoute):
             self._start(self._refuse(job, route.verdict, Where(), "route"), "refuse")
             return
-        destination = self._destination(route)
+        destination = self._destination(route, self._sources.pick(job.message.pool))
         if destination.blocked_until is not None:
             if destination.blocked_until > self._clock():
                 self._put_back([job], destination.blocked_until, destination.reason)
@@ -225,11 +228,11 @@ class Dispatcher:
             log.exception("refusal.crashed", message=format_message_id(job.message.id))
             self._put_back([job], self._clock() + AFTER_CRASH, CRASHED)
 
-    def _destination(self, route: Route) -> Destination:
-        key = (route.site, route.tls, route.auth is not None)
+    def _destination(self, route: Route, source: Source) -> Destination:
+        key = _key(route, source)
         destination = self._destinations.get(key)
         if destination is None:
-            destination = self._destinations[key] = Destination(route, self._limit)
+            destination = self._destinations[key] = Destination(route, source, self._limit)
         destination.route = route
         return destination
 
@@ -273,7 +276,7 @@ class Dispatcher:
             while not self._stopping and destination.jobs:
                 failure: SessionError | None = None
                 try:
-                    session = await self._open(destination.route)
+                    session = await self._open(destination.route, destination.source)
                 except SessionError as error:
                     failure = error
                 finally:
@@ -298,7 +301,8 @@ class Dispatcher:
             self._forget(destination)
 
     async def _use(self, destination: Destination, session: Session) -> None:
-        where = Where(destination.route.site, session.host.name, session.host.address, "", session.tls)
+        host, source = session.host, destination.source.name
+        where = Where(destination.route.site, host.name, host.address, source, session.tls)
         most = self._config.delivery.messages_per_connection
         while session.alive and session.sent < most and (job := await self._next(destination)) is not None:
             if self._silent_for() > FENCE:
@@ -333,20 +337,26 @@ class Dispatcher:
                 break
         return destination.jobs.popleft() if destination.jobs and not self._stopping else None
 
-    async def _open(self, route: Route) -> Session:
+    async def _open(self, route: Route, source: Source) -> Session:
         """A session with the first host that takes us; else the last host's SessionError."""
-        failure: SessionError | None = None
-        for host in route.hosts[: self._config.delivery.max_hosts]:
+        unreachable = f"no host of {route.site} has an address that {source.name} reaches"
+        failure = SessionError(local_verdict(Kind.ROUTING, 451, "4.4.4", unreachable), route.hosts[0], "route")
+        hosts = [host for host in route.hosts if source.reaches(host.address)]
+        for host in hosts[: self._config.delivery.max_hosts]:
             try:
                 return await Session.open(
-                    host, ehlo=self._config.hostname, tls=route.tls, auth=route.auth, timeouts=self._timeouts
+                    host,
+                    ehlo=source.ehlo,
+                    tls=route.tls,
+                    auth=route.auth,
+                    source=source.address,
+                    timeouts=self._timeouts,
                 )
             except SessionError as error:
                 log.info("session.failed", host=host.name, ip=host.address, stage=error.stage, reply=str(error.verdict))
                 failure = error
                 if not error.verdict.retry_other_host:
                     break
-        assert failure is not None, "a route has hosts"
         raise failure
 
     async def _unreachable(self, destination: Destination, error: SessionError) -> None:
@@ -365,7 +375,7 @@ class Dispatcher:
         job = destination.jobs.popleft() if destination.jobs else None
         if job is not None:
             host: Host = error.host
-            where = Where(destination.route.site, host.name, host.address)
+            where = Where(destination.route.site, host.name, host.address, destination.source.name)
             await self._refuse(job, error.verdict, where, error.stage)
         seconds = min(BLOCK_FIRST * 2 ** (destination.failures - 1), BLOCK_MOST)
         await self._block(destination, self._clock() + timedelta(seconds=seconds), error.verdict)
@@ -398,7 +408,7 @@ class Dispatcher:
         """Ten thousand destinations that were used once must not stay in memory."""
         if destination.sessions or destination.jobs or destination.blocked_until is not None:
             return
-        key = (destination.route.site, destination.route.tls, destination.route.auth is not None)
+        key = _key(destination.route, destination.source)
         if self._destinations.get(key) is destination:
             del self._destinations[key]
 
@@ -527,6 +537,10 @@ class Dispatcher:
         for jobs in self._routing.values():
             self._put_back(jobs, now, "")
         await self._settler.drained()
+
+
+def _key(route: Route, source: Source) -> Key:
+    return (route.site, route.tls, route.auth is not None, source.name)
 
 
 def _wake(waiter: "asyncio.Future[None]") -> None:

@@ -180,8 +180,6 @@ def _configuration(domain: str, settings: SendingDomain, new: DkimKey) -> str:
             f"      # remove what follows a week after {new.selector} is in use, its DNS record another week later"
         )
     lines += [f"      - {{selector: {old.selector}, key_file: {_yaml(old.key_file)}}}" for old in settings.dkim]
-    if settings.return_path:
-        lines.append(f"    return_path: {settings.return_path}")
     return "\n".join(lines) + "\n"
 
 

@@ -36,9 +36,9 @@ def config(data_dir: Path, **domains: SendingDomain) -> Config:
     return Config(data_dir=str(data_dir), domains=names)
 
 
-def with_keys(*entries: tuple[str, str], return_path: str | None = None) -> SendingDomain:
+def with_keys(*entries: tuple[str, str]) -> SendingDomain:
     dkim = tuple(DkimKey(selector=selector, key_file=FilePath(path)) for selector, path in entries)
-    return SendingDomain(dkim=dkim, return_path=return_path)
+    return SendingDomain(dkim=dkim)
 
 
 def selectors(identity: Identity, author: str, sender: str = "") -> list[tuple[str, str]]:
@@ -67,7 +67,7 @@ def test_the_author_domain_decides_then_its_parents_then_the_envelope_sender(key
 
 
 def test_settings_are_found_the_same_way(keys):
-    settings = with_keys(return_path="bounce.example.com")
+    settings = with_keys()
     identity = Identity(config(keys["path"], example_com=settings))
     assert identity.sending_domain("www.example.com") is settings
     assert identity.sending_domain("example.net") is None
@@ -126,7 +126,7 @@ def test_a_zone_record_is_read_by_a_name_server_as_the_text_it_stands_for(keys):
 
 def test_rotation_makes_a_key_beside_the_old_ones(tmp_path):
     generate(tmp_path / "old key.pem", "ed25519")
-    before = config(tmp_path, example_com=with_keys(("s1", "old key.pem"), return_path="bounce.example.com"))
+    before = config(tmp_path, example_com=with_keys(("s1", "old key.pem")))
     rotation = rotate(before, "example.com", date(2026, 11, 22), "ed25519")
 
     assert rotation.selector == "s20261122"
@@ -140,7 +140,6 @@ def test_rotation_makes_a_key_beside_the_old_ones(tmp_path):
                     {"selector": "s20261122", "key_file": "dkim/example.com/s20261122.pem"},
                     {"selector": "s1", "key_file": "old key.pem"},
                 ],
-                "return_path": "bounce.example.com",
             }
         }
     }
