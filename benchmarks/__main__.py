@@ -1,4 +1,4 @@
-"""`scripts/bench [NAME]`: relay, idle, backlog, loads, or all of them."""
+"""`scripts/bench [NAME]`: relay, idle, backlog, loads, faults, or all of them."""
 
 import os
 import resource
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import backlog, idle, loads, relay
+from benchmarks import backlog, faults, idle, loads, relay
 from benchmarks.peers import postfix
 from benchmarks.report import Results
 
@@ -110,12 +110,16 @@ def loads_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = 
         loads.run(directory, results, rounds=1 if quick else rounds, count=2_000 if quick else 10_000)
 
 
+app.command(name="faults")(faults.main)
+
+
 @app.command(name="all")
 def run_all(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
     """Everything, into the results that README shows."""
     commands: tuple[Callable[..., None], ...] = (loads_command, relay_command, idle_command, backlog_command)
     for command in commands:
         command(work=work, out=out, quick=quick)
+    faults.main(kills=6 if quick else 100, freezes=not quick, out=out)
 
 
 @contextmanager

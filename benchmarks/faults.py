@@ -1,6 +1,6 @@
 """kill -9 of workers, the daemon and PostgreSQL at random moments under load, and what became of the promises.
 
-    python -m benchmarks.faults --kills 100
+    scripts/bench faults --kills 100
 
 Clients submit by SMTP and HTTP all the time and write down who was answered 250 or 202. At the end the queue drains,
 and their ledger is compared with that of the mail exchanger: everything promised arrived, nothing arrived twice unless
@@ -191,7 +191,3 @@ def main(
     if not comparison.kept:
         console.print(comparison)
         raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
@@ -21,6 +22,10 @@ from mailerd.errors import DatabaseError
 from tests.support.postgres import SMALL, ExternalPostgres, TestPostgres
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+within_reach = pytest.mark.skipif(
+    not all(directory.stat().st_mode & 0o001 for directory in Path(sys.prefix).parents),
+    reason="the programs of PostgreSQL stand in a directory that only its owner can enter",
+)
 Make = Callable[[Path], EmbeddedPostgres]
 
 
@@ -183,6 +188,7 @@ async def test_a_server_that_cannot_start_says_why(tmp_path):
 
 
 @as_root
+@within_reach
 async def test_root_runs_it_as_the_owner_of_the_data_directory(make, open_dir):
     data_dir = open_dir / "data"
     data_dir.mkdir(mode=0o700)
@@ -205,6 +211,7 @@ async def test_root_is_told_when_the_owner_cannot_reach_the_data_directory(make,
 
 
 @as_root
+@within_reach
 async def test_root_without_user_namespaces_gives_the_cluster_to_nobody(make, open_dir, monkeypatch):
     before = make(open_dir)
     await before.start()

@@ -29,11 +29,20 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mailerd {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def before_the_command(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", metavar="FILE", help="May stand before or after the command.")
     ] = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="The same as `mailerd version`.")
+    ] = False,
 ) -> None:
     if config is not None:
         os.environ[VARIABLE] = str(config)

@@ -10,6 +10,7 @@ def confirm(question: str) -> None:
     try:
         sure = typer.confirm(question, err=True)
     except typer.Abort:
+        typer.echo(err=True)  # the question's line has no end yet
         raise CommandError("nobody answered, so nothing is changed: --yes does it without asking") from None
     if not sure:
         raise CommandError("nothing is changed, as you wished")

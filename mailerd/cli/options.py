@@ -18,7 +18,7 @@ JsonOption = Annotated[
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="Show at most so many.")]
-MessageArgument = Annotated[str, typer.Argument(metavar="MESSAGE_ID", help="Such as msg_01hzx3k9q2v7d.")]
+MessageArgument = Annotated[str, typer.Argument(metavar="MESSAGE_ID", help="Such as msg_38g13rwt40000.")]
 
 
 def message_id(text: str) -> int:

@@ -64,7 +64,7 @@ def working(text: str) -> AbstractContextManager[Any]:
 
 def table(columns: Sequence[str], *, numbers: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
     """An empty table; `numbers` are the columns that are set flush right, `whole` those never folded."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for column in columns:
         justify: JustifyMethod = "right" if column in numbers else "left"
         made.add_column(column, justify=justify, overflow="fold", no_wrap=column in (*numbers, *whole))

@@ -38,6 +38,8 @@ CredentialOption = Annotated[str | None, typer.Option("--credential", metavar="N
 TenantOption = Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Of this tenant.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Everything that waits: said on purpose.")]
 
+WIDE = 120  # columns, from which the reasons have room beside the rest
+
 
 class Action(StrEnum):
     HOLD = "hold"
@@ -67,7 +69,9 @@ def list_queues(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the queues, the longest first: how many wait, since when, for what, and until when.
+    """List the queues, the longest first: how many wait, since when, until when, and what blocks a queue.
+
+    Why each recipient waits: `mailerd queue show`.
 
     \b
     Examples:
@@ -141,7 +145,7 @@ HELP = {
 
     \b
     Examples:
-      mailerd queue retry --message msg_01hzx3k9q2v7d
+      mailerd queue retry --message msg_38g13rwt40000
       mailerd queue retry --domain example.com
     """,
     Action.BOUNCE: """Give up on matching mail; its senders get a report. Asks first.
@@ -155,7 +159,7 @@ HELP = {
 
     \b
     Examples:
-      mailerd queue delete --message msg_01hzx3k9q2v7d
+      mailerd queue delete --message msg_38g13rwt40000
       mailerd queue delete --credential stolen-key --yes
     """,
 }
@@ -233,7 +237,7 @@ def _domain(text: str | None) -> str | None:
 def _steer(
     action: Action, selection: "Selection", config: Path | None, *, everything: bool, yes: bool, as_json: bool
 ) -> None:
-    from mailerd.cli.output import count_of, print_json
+    from mailerd.cli.output import count_of, print_json, say
     from mailerd.cli.settings import load
     from mailerd.queue.control import Selection
 
@@ -251,6 +255,8 @@ def _steer(
         print_json({"action": action, "changed": steered.changed, "waiting": steered.waiting})
     else:
         print(f"{count_of(steered.changed, 'recipient')} {DONE[action]}; {steered.waiting:,} that fit wait.")
+        if action == Action.RETRY and steered.waiting > steered.changed:
+            say("What is held stays held until `mailerd queue release`.")
 
 
 async def _queues(settings: "Settings", domain: str | None, limit: int) -> "list[QueueView]":
@@ -324,46 +330,55 @@ def _draw_queues(queues: "Sequence[QueueView]", now: datetime, limit: int) -> No
     if not queues:
         say("Nothing waits.")
         return
-    columns = ("queue", "waiting", "held", "in memory", "oldest", "next", "why it waits")
-    drawn = table(columns, numbers=("waiting", "held", "in memory"), whole=columns[:1])
+    columns: tuple[str, ...] = ("queue", "waiting", "held", "in memory", "oldest", "next", "why it waits")
+    if not any(queue.reason for queue in queues):
+        columns = columns[:-1]  # the reason is of the whole queue; each recipient's own is in `queue show`
+    drawn = table(columns, numbers=("waiting", "held", "in memory"), whole=("oldest", "next"))
     for queue in queues:
         blocked = queue.blocked_until is not None and queue.blocked_until > now
-        drawn.add_row(
+        due = from_now(queue.blocked_until if blocked else queue.next_due, now)
+        row = (
             clean(queue.name),
             f"{queue.recipients:,}",
             f"{queue.held:,}",
             f"{queue.in_memory:,}",
             from_now(queue.oldest, now),
-            from_now(queue.blocked_until if blocked else queue.next_due, now),
+            "when released" if queue.held == queue.recipients else due,
             clean(f"blocked: {queue.reason}" if blocked else queue.reason),
         )
+        drawn.add_row(*row[: len(columns)])
     console().print(drawn)
     if len(queues) == limit:
         say(f"Only the {limit:,} longest: --limit shows more.")
 
 
 def _draw_waiting(waiting: "Sequence[WaitingView]", now: datetime, limit: int) -> None:
+    """As a table; on a narrow terminal, where its cells would be columns of syllables, as a few lines for each."""
+    from rich.padding import Padding
+    from rich.text import Text
+
     from mailerd.cli.output import clean, coloured, console, from_now, say, table
     from mailerd.queue.ids import format_message_id
 
     if not waiting:
         say("Nothing that fits waits.")
         return
-    drawn = table(
-        ("message", "recipient", "state", "tries", "next", "until", "why it waits"),
-        numbers=("tries",),
-        whole=("message", "state"),
-    )
+    columns = ("message", "recipient", "state", "tries", "next", "until", "why it waits")
+    drawn = table(columns, numbers=("tries",), whole=("message", "state", "next", "until"))
+    screen = console()
     for view in waiting:
-        drawn.add_row(
-            format_message_id(view.message_id),
-            clean(view.address),
-            coloured(view.state),
-            str(view.attempts),
-            "when released" if view.state == "held" else from_now(view.due_at, now),
-            from_now(view.expires_at, now),
-            clean(view.reason or ("in memory, about to be sent" if view.in_memory else view.last_reply)),
-        )
-    console().print(drawn)
+        message, address, state = format_message_id(view.message_id), clean(view.address), coloured(view.state)
+        due = "when released" if view.state == "held" else from_now(view.due_at, now)
+        until = from_now(view.expires_at, now)
+        why = clean(view.reason or ("in memory, about to be sent" if view.in_memory else view.last_reply))
+        if screen.width >= WIDE:
+            drawn.add_row(message, address, state, str(view.attempts), due, until, why)
+            continue
+        tried = f", {view.attempts:,} {'try' if view.attempts == 1 else 'tries'}, next {due}, given up {until}"
+        screen.print(Text(f"{message}  {address}"))
+        screen.print(Padding(Text.assemble(state, tried), (0, 0, 0, 4)))
+        screen.print(Padding(Text(why), (0, 0, 0, 4)))
+    if screen.width >= WIDE:
+        screen.print(drawn)
     if len(waiting) == limit:
         say(f"Only the first {limit:,}: --limit shows more.")

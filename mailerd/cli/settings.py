@@ -75,6 +75,9 @@ def _url(settings: Settings) -> str:
         text = f"{config.data_dir} is not yours to read: run this as the user that mailerd runs as, or as root"
         raise CommandError(text, os.EX_NOPERM) from None
     if url is None:
-        text = f"mailerd is not running on {config.data_dir}: start it with `mailerd run --config {settings.path}`"
+        text = (
+            f"mailerd is not running on {config.data_dir}: start it with `mailerd run --config {settings.path}`; "
+            "where it uses an external PostgreSQL, set MAILERD_DATABASE_URL here too"
+        )
         raise CommandError(text, os.EX_UNAVAILABLE)
     return url

@@ -37,9 +37,9 @@ def trace(
 
     \b
     Examples:
-      mailerd trace msg_01hzx3k9q2v7d
-      mailerd trace msg_01hzx3k9q2v7d --follow
-      mailerd trace msg_01hzx3k9q2v7d --json | jq '.recipients[] | .state'
+      mailerd trace msg_38g13rwt40000
+      mailerd trace msg_38g13rwt40000 --follow
+      mailerd trace msg_38g13rwt40000 --json | jq '.recipients[] | .state'
     """
     from mailerd.cli.settings import load
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import asyncpg
 import structlog
 
 from mailerd import metrics
@@ -204,7 +205,7 @@ class Attempts:
         while message.content is None:
             try:
                 return await self._store.content(message.id)
-            except LOST as error:
+            except (*LOST, asyncpg.InsufficientResourcesError) as error:
                 log.warning("content.awaited", message=format_message_id(message.id), error=str(error))
             await asyncio.sleep(RETRY_AFTER)
         return message.content
@@ -241,7 +242,11 @@ class Attempts:
         if not notices:
             self._settler.add(settled)
             return
-        content = await self._read(message) or b""
+        try:
+            content = await self._read(message) or b""
+        except Exception:  # a verdict must stand, also when the content cannot be read any more
+            log.exception("content.failed", message=format_message_id(message.id))
+            content = b""
         reports = []
         for action in ("failed", "delayed", "relayed"):
             group = [notice for notice in notices if notice.action == action]

@@ -9,7 +9,8 @@ import asyncpg
 import structlog
 
 from mailerd.events import Event
-from mailerd.queue.commit import LOST
+from mailerd.queue.commit import BAD_DATA, LOST
+from mailerd.queue.ids import format_message_id
 from mailerd.queue.journal import Journal
 from mailerd.queue.mail import Message, Recipient
 from mailerd.queue.store import QueueStore, Settled
@@ -17,6 +18,7 @@ from mailerd.queue.store import QueueStore, Settled
 log = structlog.get_logger()
 
 MAX_BATCH = 500  # results of one transaction
+MAX_REPORTS = 200  # of one transaction; each may hold the 50 KB of an original
 FEW = 100  # groups of results; with fewer, a moment is waited for more: a transaction costs as much as fifty results
 GATHER = 0.01  # seconds
 RETRY_AFTER = 0.5  # seconds, while the database is away
@@ -100,7 +102,28 @@ class Settler:
                 log.exception("settle.failed", results=len(batch))
             except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
                 continue
+            except BAD_DATA:  # it will never be taken, and must not stand in the way of all that comes after
+                log.exception("settle.refused", results=len(batch), reports=len(reports))
+                if len(batch) + len(reports) > 1:
+                    return await self._record_singly(batch, reports)
+                if not batch:
+                    log.error("report.lost", message=format_message_id(reports[0][0].id))
+                    return None
+                batch = [_wordless(batch[0])]
             except Exception:
                 # Such as a full disk. Dropping results would send mail twice, so wait for better times.
                 log.exception("settle.failed", results=len(batch))
             await asyncio.sleep(RETRY_AFTER)
+
+    async def _record_singly(self, batch: list[Settled], reports: list[tuple[Message, Event]]) -> None:
+        for report in reports:
+            await self._record([], [report])
+        for settled in batch:
+            await self._record([settled], [])
+
+
+def _wordless(settled: Settled) -> Settled:
+    """The same result without the words that the database would not take."""
+    settled.recipient.last_reply = ""
+    event = settled.event
+    return Settled(settled.recipient, event and replace(event, data=None), settled.due_at)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mailerd.wire.smtp import Reply
+from mailerd.wire.smtp import Reply, printable
 
 
 class Outcome(StrEnum):
@@ -103,16 +103,18 @@ def classify(reply: Reply, stage: str) -> Verdict:
 def network_verdict(error_kind: str, text: str, *, in_doubt: bool = False) -> Verdict:
     """The verdict when there was no reply to speak of; always deferred. `error_kind` is a key of `NETWORK_KINDS`.
 
+    `text` may quote what the peer sent, whatever bytes that was: it comes out printable, as rows and logs need it.
+
     `in_doubt`: the final dot had been written, so the host may have taken the message and no other may be tried now.
     """
     kind, code, enhanced, blame = NETWORK_KINDS[error_kind]
-    return Verdict(Outcome.DEFERRED, kind, code, enhanced, text, blame, not in_doubt and kind != Kind.DNS)
+    return Verdict(Outcome.DEFERRED, kind, code, enhanced, printable(text), blame, not in_doubt and kind != Kind.DNS)
 
 
 def local_verdict(kind: str, code: int, enhanced: str, text: str, *, blame: str | None = None) -> Verdict:
     """A verdict of our own, such as a null MX or an expiry: 5yz bounces, 4yz defers; no other host is asked."""
     outcome = Outcome.BOUNCED if code >= 500 else Outcome.DEFERRED
-    return Verdict(outcome, kind, code, enhanced, text, BLAME[Kind(kind)] if blame is None else blame)
+    return Verdict(outcome, kind, code, enhanced, printable(text), BLAME[Kind(kind)] if blame is None else blame)
 
 
 def expired(last_reply: str) -> Verdict:

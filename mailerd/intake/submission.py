@@ -204,16 +204,17 @@ class Submitter:
                 554, "5.4.6", f"more than {MAX_HOPS} Received fields: a mail loop", name="mail_loop", field="raw"
             )
         if credential.sender_domains:
-            domain = wire.first_address_domain(header, b"From")
-            if domain and not credential.may_send_as(domain):
-                raise Refused(
-                    550,
-                    "5.7.1",
-                    f"{credential.name} may not send as {domain} (From field)",
-                    name="sender_not_allowed",
-                    field="from",
-                    http=403,
-                )
+            for domain in wire.address_domains(header, b"From"):
+                if not domain or not credential.may_send_as(domain):  # what we cannot read, others may
+                    shown = domain or "what it has for a domain"
+                    raise Refused(
+                        550,
+                        "5.7.1",
+                        f"{credential.name} may not send as {shown} (From field)",
+                        name="sender_not_allowed",
+                        field="from",
+                        http=403,
+                    )
 
     def _stream(self, envelope: Envelope, credential: Credential) -> tuple[str, str]:
         stream = credential.stream or envelope.stream or STREAM

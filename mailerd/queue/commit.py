@@ -17,7 +17,7 @@ from mailerd.queue.store import LeaseLostError, QueueStore
 log = structlog.get_logger()
 
 MAX_MESSAGES = 500  # of one transaction
-MAX_BYTES = 32_000_000
+MAX_BYTES = 8_000_000
 RESOLVE_FOR = 15.0  # seconds to find out whether an interrupted commit happened, before the submitter is told 451
 WITHDRAW_FOR = 75.0  # seconds in which a server that we lost sight of may still commit: db.COMMAND_TIMEOUT and more
 WITHDRAW_EVERY = 1.0

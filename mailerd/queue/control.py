@@ -201,6 +201,8 @@ class ControlStore:
         reply = f"554 5.7.0 returned by {actor}"
         async with self._pool.acquire() as connection, connection.transaction():
             changed = await connection.fetchval(EXPIRE, *selection.parameters(), now - timedelta(seconds=1), reply)
+            # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
+            await connection.execute(RELEASE, *selection.parameters(), now, command.facts)
             await _audit(connection, command)
         await self._wake()
         return await self._steered(selection, changed)

@@ -4,7 +4,7 @@ Lines end in CRLF here: intake has seen to that before. Nothing in this module d
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -278,18 +278,31 @@ PLAIN_ADDRESS = re.compile(
     rb"|[\w.+=-]++@([A-Za-z0-9.-]++)",
     re.ASCII,
 )
+EMPTY_GROUP = re.compile(rb"[^@:;=]*+:[ \t]*+;")
 ADDRESS_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|\[[^\[\]]*+\]|\\.|\(|[<>,:;@]|[^"\[\\(<>,:;@]++|.', re.DOTALL)
 
 
 def first_address_domain(header: bytes, name: bytes) -> str:
     """The domain of the first address in the first field of that name, in A-labels and lower case; "" when none."""
+    return next(iter(address_domains(header, name)), "")
+
+
+def address_domains(header: bytes, name: bytes) -> list[str]:
+    """The domains of all addresses in the first field of that name, in A-labels and lower case.
+
+    "" stands for what no domain can be read from, also when that is the whole field. An empty list: there is no such
+    field, or nobody is in it (RFC 6854).
+    """
     values = header_values(header, name)
     if not values:
-        return ""
+        return []
     if plain := PLAIN_ADDRESS.fullmatch(values[0]):
-        domain = (plain[1] or plain[2]).decode("ascii")
-    else:
-        domain = _address_domain(values[0].decode("utf-8", "surrogateescape"))
+        return [_ascii_or_nothing((plain[1] or plain[2]).decode("ascii"))]
+    found = _address_domains(values[0].decode("utf-8", "surrogateescape"))
+    return [_ascii_or_nothing(domain) for domain in found] or [""] * (not EMPTY_GROUP.fullmatch(values[0]))
+
+
+def _ascii_or_nothing(domain: str) -> str:
     try:
         return domain_to_ascii(domain) if domain else ""
     except ValueError:
@@ -299,8 +312,8 @@ def first_address_domain(header: bytes, name: bytes) -> str:
 SPACED_DOT = re.compile(r"\s*+\.\s*+")
 
 
-def _address_domain(value: str) -> str:
-    """The first domain of an RFC 5322 address list: comments, quoted strings, routes and groups are seen through."""
+def _address_domains(value: str) -> Iterator[str]:
+    """The domains of an RFC 5322 address list: comments, quoted strings, routes and groups are seen through."""
     domain: str | None = None  # since the last `@`
     in_angle = False
     for piece in _address_tokens(value):
@@ -308,8 +321,8 @@ def _address_domain(value: str) -> str:
             domain, in_angle = None, True  # what stood before was a display name
         elif piece == ">" or (piece in ",;" and not in_angle):
             if domain is not None:
-                return domain
-            in_angle = False
+                yield domain
+            domain, in_angle = None, False
         elif piece == ":":
             domain = None  # the end of a group's name, or of a source route
         elif piece == "@":
@@ -318,7 +331,8 @@ def _address_domain(value: str) -> str:
             domain = None  # within a source route
         elif domain is not None and not piece.startswith('"'):
             domain += SPACED_DOT.sub(".", piece.strip())
-    return domain or ""
+    if domain is not None:
+        yield domain
 
 
 def _address_tokens(value: str) -> Iterable[str]:

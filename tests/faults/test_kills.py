@@ -1,6 +1,6 @@
 """kill -9 under load: what was promised arrives, and what arrives twice says so.
 
-`python -m benchmarks.faults` does it a hundred times.
+`scripts/bench faults` does it a hundred times.
 """
 
 import os
