@@ -53,7 +53,7 @@ def tame_collector() -> None:
     """What was built at the start stays for good, and messages hold no cycles: look for garbage seldom."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(5_000, 10, 10)
 
 
 async def _share_counts() -> None:

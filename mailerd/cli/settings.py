@@ -75,9 +75,11 @@ def _url(settings: Settings) -> str:
         text = f"{config.data_dir} is not yours to read: run this as the user that mailerd runs as, or as root"
         raise CommandError(text, os.EX_NOPERM) from None
     if url is None:
-        text = (
-            f"mailerd is not running on {config.data_dir}: start it with `mailerd run --config {settings.path}`; "
-            "where it uses an external PostgreSQL, set MAILERD_DATABASE_URL here too"
-        )
+        text = f"mailerd is not running on {config.data_dir}: start it with `mailerd run --config {settings.path}`"
+        if (Path(config.data_dir) / "lock").exists() and not (Path(config.data_dir) / "postgres").exists():
+            text = (
+                f"{config.data_dir} has no embedded database, so mailerd runs on an external one: "
+                "set MAILERD_DATABASE_URL for this command too"
+            )
         raise CommandError(text, os.EX_UNAVAILABLE)
     return url

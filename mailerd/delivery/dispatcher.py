@@ -25,7 +25,7 @@ from mailerd.delivery.session import Session, SessionError
 from mailerd.delivery.settler import Settler
 from mailerd.delivery.sources import Source, Sources
 from mailerd.delivery.transaction import Timeouts
-from mailerd.delivery.verdict import Kind, Verdict, local_verdict
+from mailerd.delivery.verdict import Kind, Verdict, local_verdict, network_verdict
 from mailerd.queue.commit import LOST
 from mailerd.queue.control import Selection
 from mailerd.queue.ids import format_message_id
@@ -209,7 +209,7 @@ class Dispatcher:
         destination = self._destination(route, self._sources.pick(job.message.pool))
         if destination.blocked_until is not None:
             if destination.blocked_until > self._clock():
-                self._put_back([job], destination.blocked_until, destination.reason)
+                self._leave(destination, [job])
                 return
             destination.blocked_until = None
         most = self._config.delivery.recipients_per_transaction
@@ -357,6 +357,9 @@ class Dispatcher:
                 failure = error
                 if not error.verdict.retry_other_host:
                     break
+            except Exception:  # mail for this host must wait, instead of being taken up again at once, and for ever
+                log.exception("session.crashed", host=host.name, ip=host.address)
+                failure = SessionError(network_verdict("garbage", CRASHED), host, "connect")
         raise failure
 
     async def _unreachable(self, destination: Destination, error: SessionError) -> None:
@@ -369,7 +372,7 @@ class Dispatcher:
         if destination.blocked_until is not None:  # by a session that failed at the same time
             jobs = list(destination.jobs)  # given back by another one since
             destination.jobs.clear()
-            self._put_back(jobs, destination.blocked_until, destination.reason)
+            self._leave(destination, jobs)
             return
         destination.failures += 1
         job = destination.jobs.popleft() if destination.jobs else None
@@ -389,10 +392,18 @@ class Dispatcher:
             "site.blocked", site=destination.route.site, until=until.isoformat(), reply=str(verdict), jobs=len(jobs)
         )
         queues = {recipient.queue for job in jobs for recipient in job.recipients}
-        self._put_back(jobs, until, destination.reason)
+        self._leave(destination, jobs)
         if queues:
             with suppress(*LOST):
                 await self._store.block(sorted(queues), until=until, reason=destination.reason)
+
+    def _leave(self, destination: Destination, jobs: Sequence[Job]) -> None:
+        """Put back what has to wait because the destination is away; should it expire so, its sender is told why."""
+        assert destination.blocked_until is not None
+        for job in jobs:
+            for recipient in job.recipients:
+                recipient.last_reply = recipient.last_reply or destination.reason
+        self._put_back(jobs, destination.blocked_until, destination.reason)
 
     def _put_back(self, jobs: Sequence[Job], due_at: datetime, reason: str) -> None:
         """Return recipients to the database, untried; one that expires before is due at its expiry."""
@@ -481,11 +492,14 @@ class Dispatcher:
     async def expire(self) -> None:
         """Bounce what is past its expiry, in whatever state it waits."""
         now = self._clock()
-        while messages := await self._taken(
-            self._store.claim_expired(now=now, worker=self._worker, limit=CLAIM_AT_ONCE)
-        ):
+        while not self._settler.uncertain:
+            claim = self._store.claim_expired(now=now, worker=self._worker, limit=CLAIM_AT_ONCE)
+            if not (messages := await self._taken(claim)):
+                return
             for message in messages:
-                await self._attempts.give_up_expired(Job(message, list(message.recipients)))
+                job = Job(message, list(message.recipients))
+                await self._attempts.give_up_expired(job)
+                self._put_back([job], now, "")  # whom the clock, set back in between, has given more time
             await self._settler.drained()
 
     def forget_unblocked(self) -> None:

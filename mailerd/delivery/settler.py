@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import asyncpg
@@ -76,7 +77,7 @@ class Settler:
     def _take(self) -> tuple[list[Settled], list[tuple[Message, Event]]]:
         batch: list[Settled] = []
         reports: list[tuple[Message, Event]] = []
-        while self._waiting and len(batch) < MAX_BATCH:
+        while self._waiting and len(batch) < MAX_BATCH and len(reports) < MAX_REPORTS:
             group = self._waiting.popleft()
             batch += group.results
             reports += group.reports

@@ -39,6 +39,8 @@ MAX_LINE = 512  # RFC 5321 section 4.5.3.1.4
 MAX_LINES = {b"MAIL": 2_048, b"RCPT": 2_048, b"AUTH": 12_288}  # with room for the parameters of RFC 3461, 4954, 6531
 MAX_ANY_LINE = 12_288  # RFC 4954 section 4
 
+# A web page can have the browser of somebody we trust post to us; commands would follow among the headers and the body.
+HTTP_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE"})
 BEFORE_TLS = frozenset({b"EHLO", b"HELO", b"NOOP", b"RSET", b"QUIT", b"HELP", b"STARTTLS"})
 _HELO_NAME = re.compile(r"[!-~]{1,255}")
 _BDAT = re.compile(r"([0-9]{1,20})(?: +(LAST))?", re.IGNORECASE)
@@ -265,6 +267,8 @@ class SmtpConnection(SMTP):
             return no(500, "5.5.2", "Command lines end in CRLF and hold no other CR, LF or NUL")
         if len(line) > MAX_LINES.get(verb, MAX_LINE):
             return no(500, "5.5.6", "Line too long")
+        if verb in HTTP_METHODS:
+            return self._close(421, "5.5.2", "This is not a web server")
         method = COMMANDS.get(verb)
         if method is None:
             return no(500, "5.5.2", "Command not recognized")
@@ -311,6 +315,9 @@ class SmtpConnection(SMTP):
             return self._close(501, "5.5.2", "Nothing may follow STARTTLS before the handshake")
         self._say("220 2.0.0 Ready to start TLS")
         await self._flush()
+        if self._reader._buffer:  # type: ignore[attr-defined]  # the flush may have waited for a peer slow to read
+            log.warning("tls.injected", peer=self.peer)
+            raise Gone
         self.deadline = self.loop.time() + HANDSHAKE + LINGER
         await self._start_tls()
         self._forget_client()
