@@ -8,7 +8,7 @@ strangers choose are bounded: after `MAX_SITES` sites, further ones are counted 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -171,14 +171,19 @@ def sessions(direction: str, change: int) -> None:
     _sessions(direction).inc(change)
 
 
-def waiting(stream: str, state: str, recipients: int) -> None:
-    """So many recipients wait, as counted by whoever last looked."""
-    _waiting(stream, state).set(recipients)
+_known_waiting: set[tuple[str, str]] = set()
 
 
-def memory(messages: int, size: int) -> None:
+def waiting(depth: Mapping[tuple[str, str], int]) -> None:
+    """So many recipients wait, by stream and state; what was there before and is not now counts as none."""
+    _known_waiting.update(depth)
+    for stream, state in _known_waiting:
+        _waiting(stream, state).set(depth.get((stream, state), 0))
+
+
+def memory(recipients: int, size: int) -> None:
     """So much mail is held by this process."""
-    _memory("messages").set(messages)
+    _memory("recipients").set(recipients)
     _memory("bytes").set(size)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -23,7 +24,7 @@ from mailerd.intake.shares import Shares
 from mailerd.intake.smtp_content import Memory
 from mailerd.intake.smtp_listener import SmtpListener, server_context
 from mailerd.queue.commit import LOST
-from mailerd.queue.control import CHANNEL, ControlStore, MessageControl, Selection
+from mailerd.queue.control import CHANNEL, UNBLOCK_ALL, ControlStore, MessageControl, Selection
 from mailerd.queue.trace import TraceStore
 from mailerd.queue.workers import BEAT_EVERY, Watch, WorkerStore
 from mailerd.relay import Relay, utc_now
@@ -56,12 +57,6 @@ def tame_collector() -> None:
     gc.set_threshold(5_000, 10, 10)
 
 
-async def _share_counts() -> None:
-    while True:
-        await asyncio.sleep(1.0)
-        metrics.flush()
-
-
 class Worker:
     """Builds everything from the configuration, runs it, and takes it down in order."""
 
@@ -70,6 +65,7 @@ class Worker:
         self._assignment = assignment
         self._workers = len(os.sched_getaffinity(0)) if config.workers == "auto" else config.workers
         self._stopping = asyncio.Event()
+        self._sweep_now = asyncio.Event()
         self._last_beat = time.monotonic()
 
     async def run(self) -> None:
@@ -102,7 +98,7 @@ class Worker:
             for work, name in (
                 (self._beat(), "beat"),
                 (self._sweep(), "sweep"),
-                (_share_counts(), "metrics"),
+                (self._share_counts(), "metrics"),
                 (self._listen(), "recall"),
                 (self._relay.dispatcher.run(), "dispatcher"),
             )
@@ -184,12 +180,23 @@ class Worker:
     async def _sweep(self) -> None:
         while True:
             try:
+                self._sweep_now.clear()
                 await self._relay.sweep()
+                if self._assignment.slot == 0:  # one of us is enough: it reads the whole queue
+                    metrics.waiting(await self._relay.store.depth())
             except LOST as error:
                 log.warning("sweep.interrupted", error=str(error))
             except Exception:
                 log.exception("sweep.failed")
-            await asyncio.sleep(SWEEP_EVERY)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_EVERY):
+                    await self._sweep_now.wait()
+
+    async def _share_counts(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            metrics.memory(self._relay.dispatcher.recipients_in_hand, self._relay.dispatcher.bytes_in_hand)
+            metrics.flush()
 
     async def _listen(self) -> None:
         """Follow what operators tell all workers."""
@@ -208,10 +215,13 @@ class Worker:
 
     def _on_recall(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         selection = msgspec.json.decode(str(payload), type=Selection)
-        count = self._relay.dispatcher.recall(selection)
-        if count:
+        dispatcher = self._relay.dispatcher
+        if count := dispatcher.recall(selection):
             log.info("mail.recalled", recipients=count)
-        self._relay.dispatcher.wake()
+        if selection == UNBLOCK_ALL:
+            dispatcher.unblock()
+        dispatcher.wake()
+        self._sweep_now.set()
 
     # the end
 

@@ -124,3 +124,15 @@ def test_these_checks_see_what_they_look_for() -> None:
     assert list(imports(tree)) == ["os", "mailerd.web.app", "mailerd.cli.queue", "...db"]
     assert sql_lines(tree) == [10, 10]
     assert clocks_read(tree) == [9]
+
+
+GROUP_POSSESSIVE = re.compile(r"\)[*+?]\+")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_group_is_possessive_which_early_python_3_11_matches_wrongly(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in prose and isinstance(node.value, str | bytes):
+            assert not GROUP_POSSESSIVE.search(str(node.value)), f"{path}:{node.lineno}: write (?>(?:...)*)"

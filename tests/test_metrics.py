@@ -9,6 +9,7 @@ from mailerd import metrics
 
 
 def test_what_is_counted_is_shown() -> None:
+    metrics.flush()  # what other tests have counted
     before = REGISTRY.get_sample_value("mailerd_recipients_accepted_total", {"stream": "marketing", "protocol": "smtp"})
     metrics.accepted("marketing", "smtp", recipients=3, size=1000)
     metrics.flush()
@@ -44,3 +45,10 @@ def test_processes_are_added_up(tmp_path: Path) -> None:
     shown = subprocess.run([sys.executable, "-c", show], env=environment, check=True, capture_output=True).stdout
 
     assert b'mailerd_messages_accepted_total{protocol="http",stream="marketing"} 2.0' in shown
+
+
+def test_a_queue_that_has_drained_is_shown_as_empty() -> None:
+    metrics.waiting({("transactional", "held"): 7})
+    assert b'mailerd_queue_recipients{state="held",stream="transactional"} 7.0' in metrics.render()
+    metrics.waiting({})
+    assert b'mailerd_queue_recipients{state="held",stream="transactional"} 0.0' in metrics.render()

@@ -15,8 +15,6 @@ from mailerd.cli.failure import CommandError
 from mailerd.cli.options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
-    from dns.asyncresolver import Resolver
-
     from mailerd.cli.settings import Settings
     from mailerd.delivery.identity import Check
     from mailerd.wire.dkim import PrivateKey
@@ -180,24 +178,11 @@ def check(domain: DomainsArgument = None, config: ConfigOption = None, as_json: 
 async def _check(settings: "Settings", keys: list[ConfiguredKey]) -> "list[Check]":
     from mailerd.cli.output import working
     from mailerd.delivery import identity
-
-    resolver = _resolver(settings)
-    with working(f"asking DNS for {len(keys):,} records"):
-        return await asyncio.gather(*(identity.check(each.domain, each.selector, each.key, resolver) for each in keys))
-
-
-def _resolver(settings: "Settings") -> "Resolver":
-    """dnspython's, over the name servers of the configuration."""
-    import dns.asyncresolver
-    import dns.nameserver
-
     from mailerd.delivery.resolver import Resolver
 
-    resolver = dns.asyncresolver.Resolver(configure=False)
-    servers = Resolver(settings.config.resolver).nameservers
-    resolver.nameservers = [dns.nameserver.Do53Nameserver(server.address, server.port) for server in servers]
-    resolver.lifetime = settings.config.resolver.timeout
-    return resolver
+    resolver = Resolver(settings.config.resolver)
+    with working(f"asking DNS for {len(keys):,} records"):
+        return await asyncio.gather(*(identity.check(each.domain, each.selector, each.key, resolver) for each in keys))
 
 
 def _keys(settings: "Settings", domain: str | None) -> Iterator[ConfiguredKey]:

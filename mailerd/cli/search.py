@@ -97,13 +97,16 @@ def _draw(found: "list[MessageSummary]", now: datetime, limit: int) -> None:
     if not found:
         say("No message fits.")
         return
-    drawn = table(("message", "accepted", "from", "stream", "recipients"), whole=("message", "accepted"))
+    columns = ("message", "accepted", "from", "to", "subject", "stream", "recipients")
+    drawn = table(columns, whole=("message", "accepted"))
     for summary in found:
         states = [Text.assemble(f"{count:,} ", coloured(state)) for state, count in summary.states.items()]
         drawn.add_row(
             format_message_id(summary.id),
             from_now(summary.accepted_at, now),
             clean(summary.sender or "<>"),
+            clean(summary.first_recipient) + (f" +{summary.total - 1:,} more" if summary.total > 1 else ""),
+            clean(summary.subject),
             clean(summary.stream),
             Text(", ").join(states),
         )

@@ -178,12 +178,13 @@ def _details(event: "Event") -> "Iterable[Text]":
     from rich.text import Text
 
     from mailerd.cli.output import clean
+    from mailerd.wire.words import decode_words
 
     data = event.data or {}
     match event.type:
         case "message.accepted":
             lines = [_words("by", data.get("protocol"), "from", data.get("peer"), "tls", data.get("tls"))]
-            lines.append(_words("subject", data.get("subject")))
+            lines.append(_words("subject", decode_words(data.get("subject", ""))))
         case "recipient.held" | "recipient.released" | "recipient.cancelled":
             lines = [_words("by", data.get("by"))]
         case _:

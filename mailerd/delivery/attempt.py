@@ -36,6 +36,9 @@ log = structlog.get_logger()
 RETRY_AFTER = 0.5  # seconds, while the database is away
 
 
+RETURNED = local_verdict(Kind.POLICY, 554, "5.7.1", "returned to its sender by the operator of this mail system")
+
+
 @dataclass(slots=True)
 class Job:
     """The recipients of one message that go to one site in one transaction."""
@@ -181,13 +184,16 @@ class Attempts:
             return
         job.recipients = [recipient for recipient in job.recipients if recipient.expires_at > now]
         notices: list[Notice] = []
+        settled = []
         for recipient in late:
-            _notify(notices, Notice(recipient, "failed", expired(recipient.last_reply)))
-        data = [{"attempts": recipient.attempts, "text": recipient.last_reply} for recipient in late]
-        settled = [
-            Settled(recipient, _event(recipient, "recipient.expired", facts, now))
-            for recipient, facts in zip(late, data, strict=True)
-        ]
+            verdict = RETURNED if recipient.returned else expired(recipient.last_reply)
+            _notify(notices, Notice(recipient, "failed", verdict))
+            state = "bounced" if recipient.returned else "expired"
+            metrics.finished(job.message.stream, state, (now - job.message.accepted_at).total_seconds())
+            facts = {"attempts": recipient.attempts, "kind": verdict.kind, "text": recipient.last_reply}
+            if recipient.returned:
+                facts |= {"code": verdict.code, "enhanced": verdict.enhanced, "text": verdict.text}
+            settled.append(Settled(recipient, _event(recipient, f"recipient.{state}", facts, now)))
         await self._finish(job.message, settled, notices, now)
 
     async def _load(self, job: Job) -> bool:

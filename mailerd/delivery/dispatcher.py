@@ -10,7 +10,7 @@ jobs go back to the database with the reason and the time, uncounted, and its qu
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -141,6 +141,14 @@ class Dispatcher:
             self._of_queue[recipient.queue] += 1
             self._in_hand[message.id, recipient.n] += 1
 
+    @property
+    def recipients_in_hand(self) -> int:
+        return self._held
+
+    @property
+    def bytes_in_hand(self) -> int:
+        return self._bytes
+
     def drop(self, message: Message) -> None:
         """Give back the room of a message that was not committed after all."""
         self.release(message.recipients)
@@ -169,15 +177,15 @@ class Dispatcher:
     def offer(self, messages: Sequence[Message]) -> None:
         """Send these, which this worker owns, as soon as may be."""
         for message in messages:
-            recipients = message.recipients
-            if len(recipients) == 1:
-                self._direct(message, recipients)
-                continue
             by_domain: dict[str, list[Recipient]] = {}
-            for recipient in recipients:
+            for recipient in message.recipients:
                 by_domain.setdefault(recipient.domain, []).append(recipient)
             for group in by_domain.values():
-                self._direct(message, group)
+                try:
+                    self._direct(message, group)
+                except Exception:  # nobody else holds them now
+                    log.exception("dispatch.crashed", message=format_message_id(message.id))
+                    self._put_back([Job(message, group)], self._clock() + AFTER_CRASH, CRASHED)
 
     def _direct(self, message: Message, recipients: list[Recipient]) -> None:
         """Find the way of recipients in one domain; without waiting when it is known."""
@@ -187,10 +195,12 @@ class Dispatcher:
         if route is not None:
             self._put(route, Job(message, recipients))
             return
-        waiting = self._routing.setdefault((domain, sender_domain, message.stream, message.pool), [])
-        waiting.append(Job(message, recipients))
-        if len(waiting) == 1:
-            self._start(self._route(domain, sender_domain, message.stream, message.pool), f"route {domain}")
+        key = (domain, sender_domain, message.stream, message.pool)
+        if key in self._routing:
+            self._routing[key].append(Job(message, recipients))
+        else:
+            self._routing[key] = [Job(message, recipients)]
+            self._start(self._route(*key), f"route {domain}")
 
     async def _route(self, domain: str, sender: str, stream: str, pool: str) -> None:
         try:
@@ -491,15 +501,15 @@ class Dispatcher:
 
     async def expire(self) -> None:
         """Bounce what is past its expiry, in whatever state it waits."""
-        now = self._clock()
         while not self._settler.uncertain:
-            claim = self._store.claim_expired(now=now, worker=self._worker, limit=CLAIM_AT_ONCE)
+            claim = self._store.claim_expired(now=self._clock(), worker=self._worker, limit=CLAIM_AT_ONCE)
             if not (messages := await self._taken(claim)):
                 return
             for message in messages:
                 job = Job(message, list(message.recipients))
                 await self._attempts.give_up_expired(job)
-                self._put_back([job], now, "")  # whom the clock, set back in between, has given more time
+                # Whom the clock, set back in between, has given more time.
+                self._settler.add([Settled(recipient, None, recipient.due_at) for recipient in job.recipients])
             await self._settler.drained()
 
     def forget_unblocked(self) -> None:
@@ -513,20 +523,22 @@ class Dispatcher:
 
     # steering
 
+    def unblock(self) -> None:
+        """Try every site again that is left alone: an operator knows better."""
+        for destination in list(self._destinations.values()):
+            if destination.blocked_until is not None:
+                destination.blocked_until = None
+                self._forget(destination)
+
     def recall(self, selection: Selection) -> int:
         """Put back what is in hand, fits the selection and is not being sent; returns how many."""
-        count = 0
+        recalled: list[Recipient] = []
         for destination in self._destinations.values():
-            kept: deque[Job] = deque()
-            for job in destination.jobs:
-                chosen = [recipient for recipient in job.recipients if selection.matches(recipient)]
-                count += len(chosen)
-                self._settler.add([Settled(recipient, None, recipient.due_at, "") for recipient in chosen])
-                job.recipients = [recipient for recipient in job.recipients if recipient not in chosen]
-                if job.recipients:
-                    kept.append(job)
-            destination.jobs = kept
-        return count
+            destination.jobs = deque(_split(destination.jobs, selection, recalled))
+        for key, jobs in self._routing.items():
+            self._routing[key] = _split(jobs, selection, recalled)
+        self._settler.add([Settled(recipient, None, recipient.due_at, "") for recipient in recalled])
+        return len(recalled)
 
     async def stop(self, seconds: float) -> None:
         """Start nothing more, let the attempts under way end, put everything else back.
@@ -551,6 +563,17 @@ class Dispatcher:
         for jobs in self._routing.values():
             self._put_back(jobs, now, "")
         await self._settler.drained()
+
+
+def _split(jobs: Iterable[Job], selection: Selection, chosen: list[Recipient]) -> list[Job]:
+    """The jobs without the recipients that fit, which are added to `chosen`."""
+    rest = []
+    for job in jobs:
+        chosen += [recipient for recipient in job.recipients if selection.matches(recipient)]
+        job.recipients = [recipient for recipient in job.recipients if not selection.matches(recipient)]
+        if job.recipients:
+            rest.append(job)
+    return rest
 
 
 def _key(route: Route, source: Source) -> Key:

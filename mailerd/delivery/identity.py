@@ -12,11 +12,8 @@ from datetime import date
 from enum import StrEnum
 from pathlib import Path
 
-import dns.exception
-import dns.resolver
-from dns.asyncresolver import Resolver
-
 from mailerd.config import Config, DkimKey, FilePath, SendingDomain
+from mailerd.delivery.resolver import Failed, NoData, NoDomain, Resolver
 from mailerd.errors import ConfigError, ConfigProblem
 from mailerd.wire.address import domain_to_ascii
 from mailerd.wire.dkim import KeyKind, PrivateKey, SigningKey, dns_record, generate_key, load_key
@@ -216,13 +213,12 @@ class Check:
 async def check(domain: str, selector: str, key: PrivateKey, resolver: Resolver) -> Check:
     """Ask DNS for the record of a key and say whether receivers will verify with it."""
     name = record_name(domain, selector)
-    try:
-        answer = await resolver.resolve(name, "TXT")
-    except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+    answer = await resolver.txt(name)
+    if isinstance(answer, NoData | NoDomain):
         return Check(Published.MISSING, name, f"there is no TXT record {name}: publish it")
-    except dns.exception.DNSException as error:
-        return Check(Published.UNKNOWN, name, f"DNS did not answer for {name}: {type(error).__name__}; try again")
-    found = tuple(b"".join(record.strings).decode("utf-8", "replace") for record in answer)
+    if isinstance(answer, Failed):
+        return Check(Published.UNKNOWN, name, f"TXT lookup of {name} failed: {answer.text}; try again")
+    found = answer.records
     if len(found) > 1:
         return Check(Published.SEVERAL, name, f"{len(found)} TXT records at {name}: leave only one", found)
     state, text = compare(found[0], key)

@@ -74,7 +74,7 @@ class NoDomain:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """No answer to rely on. `kind` is `dns_servfail` or `dns_timeout`, `text` says who failed how."""
+    """No answer to rely on. `kind` is `dns_servfail` or `dns_timeout`, `text` says who failed how, for people."""
 
     kind: str
     text: str
@@ -209,7 +209,8 @@ class Resolver:
             try:
                 chain = message.resolve_chaining()
             except dns.exception.DNSException as error:  # a loop, or records that contradict the code
-                return self._failed("dns_servfail", f"{name}: {type(error).__name__}")
+                text = f"the records of {_host_name(name)} make no sense: {_reason(error)}"
+                return self._failed("dns_servfail", text)
             ttl = min(ttl, chain.minimum_ttl)
             if chain.answer is not None:
                 return Found(_records(chain.answer), self._believed(ttl))
@@ -218,7 +219,7 @@ class Resolver:
             if not chain.cnames or message.authority:  # an authority section with an SOA says: here it ends
                 return NoData(self._believed(ttl, negative=True))
             name = chain.canonical_name
-        return self._failed("dns_servfail", f"{name}: CNAMEs in a loop, or more than {MAX_CNAMES}")
+        return self._failed("dns_servfail", f"CNAMEs in a loop, or more than {MAX_CNAMES}, up to {_host_name(name)}")
 
     async def _ask(self, name: dns.name.Name, rdtype: str, deadline: float) -> dns.message.QueryMessage | Failed:
         """The first usable message of the name servers, in their order, in two rounds within the time.
@@ -228,7 +229,7 @@ class Resolver:
         loop = asyncio.get_running_loop()
         servers = list(self.nameservers)
         started = loop.time()
-        failure = self._failed("dns_timeout", f"{name}: no time left")
+        failure = self._failed("dns_timeout", "no time left")
         for share in (FIRST_ROUND, 1.0):
             round_end = started + (deadline - started) * share
             silent: list[NameServer] = []
@@ -262,15 +263,15 @@ class Resolver:
                         query, server.address, port=server.port, udp_sock=socket, ignore_errors=True, backend=backend
                     )
         except TimeoutError:
-            return self._failed("dns_timeout", f"{name}: no answer from {server}")
+            return self._failed("dns_timeout", f"no answer from {server}")
         except (OSError, EOFError) as error:
-            return self._failed("dns_timeout", f"{name}: {server}: {error}")
+            return self._failed("dns_timeout", f"no answer from {server}: {_reason(error)}")
         except dns.exception.DNSException as error:
-            return self._failed("dns_servfail", f"{name}: {server}: {type(error).__name__}")
+            return self._failed("dns_servfail", f"{server} answered something unreadable: {_reason(error)}")
         if not isinstance(message, dns.message.QueryMessage):
-            return self._failed("dns_servfail", f"{name}: {server} answered something else than a query")
+            return self._failed("dns_servfail", f"{server} answered something else than a query")
         if message.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
-            return self._failed("dns_servfail", f"{name}: {server} answered {dns.rcode.to_text(message.rcode())}")
+            return self._failed("dns_servfail", f"{server} answered {dns.rcode.to_text(message.rcode())}")
         return message
 
     def _failed(self, kind: str, text: str) -> Failed:
@@ -281,6 +282,12 @@ class Resolver:
         if negative:
             ttl = min(ttl, MAX_NEGATIVE_TTL)
         return self.clock() + min(max(ttl, self._settings.min_ttl), self._settings.max_ttl)
+
+
+def _reason(error: Exception) -> str:
+    """An error in its own words, on one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(".") or "the connection was closed"
 
 
 def _records(rrset: dns.rrset.RRset) -> tuple[Mx, ...] | tuple[str, ...]:

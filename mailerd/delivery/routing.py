@@ -136,9 +136,9 @@ class Router:
         usable = [exchanger for exchanger in sites if exchanger.addresses]
         if usable:
             return self._plan(Route(site, (), rule.tls, rule.auth), usable, expires)
-        failed = next((exchanger.failed for exchanger in sites if exchanger.failed), None)
-        if failed is not None:
-            return self._refusal(network_verdict(failed.kind, f"route to {site}: {failed.text}"), expires)
+        failure = _failed_lookup(sites)
+        if failure is not None:
+            return self._refusal(failure, expires)
         text = f"no host of the route to {site} has an address"
         return self._refusal(local_verdict(Kind.ROUTING, 451, "4.4.4", text, blame=Blame.SOURCE), expires)
 
@@ -363,13 +363,21 @@ def _shortened(name: str) -> str:
     return f"{name[: MAX_SITE - 17]}~{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
+def _failed_lookup(exchangers: Sequence[_Exchanger]) -> Verdict | None:
+    """Of the first host whose addresses DNS could not tell; None when it told of all."""
+    for exchanger in exchangers:
+        if (failed := exchanger.failed) is not None:
+            return network_verdict(failed.kind, f"address lookup of {exchanger.name} failed: {failed.text}")
+    return None
+
+
 def _no_address(domain: str, kept: Sequence[_Exchanger], *, implicit: bool) -> Verdict:
     """Why none of the hosts that are left has an address to try."""
     if not kept:
         return _loop(domain)
-    failed = next((exchanger.failed for exchanger in kept if exchanger.failed is not None), None)
-    if failed is not None:
-        return network_verdict(failed.kind, f"address lookup for {domain} failed: {failed.text}")
+    failure = _failed_lookup(kept)
+    if failure is not None:
+        return failure
     skipped = [address for exchanger in kept for address in exchanger.skipped]
     if skipped:
         text = f"the hosts of {domain} have only addresses of private networks ({', '.join(skipped[:3])})"

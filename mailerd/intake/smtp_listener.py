@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 
 import structlog
 
-from mailerd import config
+from mailerd import config, metrics
 from mailerd.intake.authenticator import Authenticator
 from mailerd.intake.shares import MOMENT, Shares
 from mailerd.intake.smtp_content import Memory
@@ -139,6 +139,7 @@ class SmtpListener:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = SmtpConnection(self._service, peer, self._forget, asyncio.get_running_loop())
         self._connections.add(connection)
+        metrics.sessions("in", 1)
         if self._shares is not None:
             self._shares.change(1)
         self._peers[peer] += 1
@@ -183,6 +184,7 @@ class SmtpListener:
         if connection not in self._connections:
             return
         self._connections.remove(connection)
+        metrics.sessions("in", -1)
         if self._shares is not None:
             self._shares.change(-1)
         self._peers[connection.peer] -= 1

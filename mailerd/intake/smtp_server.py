@@ -18,7 +18,7 @@ from typing import Protocol, cast
 import structlog
 from aiosmtpd.smtp import SMTP
 
-from mailerd import config
+from mailerd import config, metrics
 from mailerd.errors import Refused, Unavailable
 from mailerd.intake.authenticator import Authenticator
 from mailerd.intake.credentials import TOKEN_PREFIX, TRUSTED, Credential
@@ -603,6 +603,7 @@ class SmtpConnection(SMTP):
         self._replies.append(f"{reply}\r\n".encode("ascii", "replace"))
 
     def _refuse_with(self, refused: Refused) -> None:
+        metrics.refused("smtp", refused.name)
         self._refuse(refused.code, refused.enhanced, refused.text)
 
     def _refuse(self, code: int, enhanced: str, text: str) -> None:

@@ -109,6 +109,7 @@ class Submitter:
             try:
                 message, accepted = self._prepare(envelope, content, origin)
             except Refused as refusal:
+                metrics.refused(origin.protocol, refusal.name)
                 results.append(refusal)
             else:
                 messages.append(message)

@@ -51,6 +51,7 @@ CREATE TABLE recipients (
     orcpt          text NOT NULL DEFAULT '',
     in_doubt       bool NOT NULL DEFAULT false,
     delay_notified bool NOT NULL DEFAULT false,
+    returned       bool NOT NULL DEFAULT false,               -- given up on an operator's word
     last_reply     text NOT NULL DEFAULT '',
     reason         text NOT NULL DEFAULT '',                  -- why it waits
     PRIMARY KEY (message_id, n)

@@ -1,6 +1,7 @@
 """Accept is commit: what arrives while the disk is busy is committed together, and only then does anyone answer 250."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import datetime, timedelta
 import asyncpg
 import structlog
 
+from mailerd import metrics
 from mailerd.errors import MailerdError, Refused, Unavailable
 from mailerd.events import Event
 from mailerd.queue.mail import Message
@@ -118,7 +120,9 @@ class GroupCommit:
     async def _commit(self, batch: list[_Waiting]) -> None:
         """Store a group, or else its members one by one, and answer them all."""
         owned = {message.id for waiting in batch for message in waiting.messages if self._keep(message)}
+        begun = time.perf_counter()
         errors = await self._store_all(batch, owned)
+        metrics.committed(sum(len(waiting.messages) for waiting in batch), time.perf_counter() - begun)
         kept = []
         for waiting, error in zip(batch, errors, strict=True):
             _answer(waiting.done, error)

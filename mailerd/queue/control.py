@@ -63,7 +63,8 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-WAKE = Selection(message=0)  # fits nothing: workers only look for due mail
+WAKE = Selection(message=0)  # fits nothing: workers only look for due and expired mail
+UNBLOCK_ALL = Selection(message=-1)  # fits nothing: workers also try the sites again that they leave alone
 
 MATCH = """
     r.message_id = m.id
@@ -73,7 +74,7 @@ MATCH = """
     AND ($7::text IS NULL OR m.credential = $7) AND ($8::text IS NULL OR m.tenant = $8)
 """
 QUEUE_UP = """
-    INSERT INTO queues (name, next_due) SELECT queue, min(due_at) FROM changed GROUP BY queue ORDER BY queue
+    INSERT INTO queues (name, next_due) SELECT queue, min(due_at) FROM changed GROUP BY queue ORDER BY queue COLLATE "C"
     ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
 """
 EVENT = f"INSERT INTO events ({events.COLUMNS})"
@@ -92,6 +93,14 @@ RELEASE = f"""
     ), queue AS ({QUEUE_UP})
     {EVENT} SELECT $9, 'recipient.released', message_id, n, address, tenant, $10 FROM changed
 """
+# The same without a word, while a command for good is carried out.
+FREEZE = f"UPDATE recipients AS r SET held = true FROM messages AS m WHERE {MATCH} AND NOT r.held"
+THAW = f"""
+    WITH changed AS (
+        UPDATE recipients AS r SET held = false FROM messages AS m WHERE {MATCH} AND r.held RETURNING r.queue, r.due_at
+    )
+    {QUEUE_UP}
+"""
 RESCHEDULE = f"""
     WITH changed AS (
         UPDATE recipients AS r SET due_at = LEAST($9, r.expires_at), reason = $10 FROM messages AS m
@@ -107,7 +116,7 @@ UNBLOCK = f"""
 # Expired on the operator's word: the sweep for expired mail writes the report to the sender.
 EXPIRE = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET expires_at = $9, last_reply = $10, held = false FROM messages AS m
+        UPDATE recipients AS r SET expires_at = $9, returned = true, held = false FROM messages AS m
          WHERE {MATCH} AND r.owner IS NULL
      RETURNING 1
     )
@@ -167,7 +176,7 @@ class ControlStore:
     async def hold(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Keep matching mail where it is until it is released; it still expires."""
         command = Command(selection, actor, "hold", now)
-        changed = await self._hold(command)
+        changed = await self._run(command, HOLD, f"held by {actor}", now, command.facts)
         await self._recall(selection)
         return await self._steered(selection, changed)
 
@@ -190,19 +199,18 @@ class ControlStore:
             changed = await connection.fetchval(RESCHEDULE, *selection.parameters(), due_at, f"rescheduled by {actor}")
             await connection.execute(UNBLOCK, *selection.parameters())
             await _audit(connection, command)
-        await self._wake()
+        await self._wake(UNBLOCK_ALL)
         return await self._steered(selection, changed)
 
     async def bounce(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Give up on matching mail; its senders are told."""
         command = Command(selection, actor, "bounce", now)
-        await self._hold(command)
+        await self._pool.execute(FREEZE, *selection.parameters())
         await self._recall(selection)
-        reply = f"554 5.7.0 returned by {actor}"
         async with self._pool.acquire() as connection, connection.transaction():
-            changed = await connection.fetchval(EXPIRE, *selection.parameters(), now - timedelta(seconds=1), reply)
+            changed = await connection.fetchval(EXPIRE, *selection.parameters(), now - timedelta(seconds=1))
             # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
-            await connection.execute(RELEASE, *selection.parameters(), now, command.facts)
+            await connection.execute(THAW, *selection.parameters())
             await _audit(connection, command)
         await self._wake()
         return await self._steered(selection, changed)
@@ -210,21 +218,18 @@ class ControlStore:
     async def cancel(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Delete matching mail; nobody is told."""
         command = Command(selection, actor, "cancel", now)
-        await self._hold(command)
+        await self._pool.execute(FREEZE, *selection.parameters())
         await self._recall(selection)
         changed = await self._run(command, CANCEL, now, command.facts)
         if not self._keep_bodies:
             await self._pool.execute(DELETE_FINISHED, selection.message)
         # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
-        await self._pool.execute(RELEASE, *selection.parameters(), now, command.facts)
+        await self._pool.execute(THAW, *selection.parameters())
         return await self._steered(selection, changed)
 
     async def knows(self, message: int, tenant: str) -> bool:
         """Was this message accepted from this tenant?"""
         return bool(await self._pool.fetchval(KNOWN, message, tenant))
-
-    async def _hold(self, command: Command) -> int:
-        return await self._run(command, HOLD, f"held by {command.actor}", command.now, command.facts)
 
     async def _run(self, command: Command, statement: str, *parameters: Any) -> int:
         async with self._pool.acquire() as connection, connection.transaction():
@@ -240,8 +245,8 @@ class ControlStore:
             await self._pool.execute(RECALL, CHANNEL, payload)
             await asyncio.sleep(RECALL_EVERY)
 
-    async def _wake(self) -> None:
-        await self._pool.execute(RECALL, CHANNEL, msgspec.json.encode(WAKE).decode())
+    async def _wake(self, word: Selection = WAKE) -> None:
+        await self._pool.execute(RECALL, CHANNEL, msgspec.json.encode(word).decode())
 
     async def _count(self, selection: Selection) -> asyncpg.Record:
         row = await self._pool.fetchrow(COUNT, *selection.parameters())

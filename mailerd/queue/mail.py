@@ -39,6 +39,7 @@ class Recipient:
     """One address of a message: the unit of queueing. `domain` is lower-case ASCII (A-labels) or an address literal.
 
     `notify` is the upper-case NOTIFY list of RFC 3461 ("" when not given: failure), `orcpt` the ORCPT, `type;address`.
+    `returned`: given up on an operator's word.
     """
 
     message: Message
@@ -52,6 +53,7 @@ class Recipient:
     attempts: int = 0
     in_doubt: bool = False
     delay_notified: bool = False
+    returned: bool = False
     last_reply: str = ""
 
     @property

@@ -97,10 +97,17 @@ DUE_QUEUES = """
      WHERE next_due <= $1 AND (blocked_until IS NULL OR blocked_until <= $1) AND name <> ALL ($2::text[])
      ORDER BY next_due LIMIT $3
 """
+DEPTH = """
+    SELECT split_part(queue, '/', 1) AS stream,
+           CASE WHEN held THEN 'held' WHEN attempts > 0 THEN 'deferred' ELSE 'queued' END AS state,
+           count(*)::int AS recipients
+      FROM recipients GROUP BY 1, 2
+"""
 NEXT_DUE = """
     SELECT min(GREATEST(next_due, COALESCE(blocked_until, next_due))) FROM queues WHERE next_due < 'infinity'
 """
-LOCK_QUEUES = "SELECT FROM queues WHERE name = ANY ($1::text[]) ORDER BY name FOR UPDATE"
+# By code point, as Python sorts: every transaction locks queues in the same order, whatever the database's language.
+LOCK_QUEUES = """SELECT FROM queues WHERE name = ANY ($1::text[]) ORDER BY name COLLATE "C" FOR UPDATE"""
 CLAIM = """
     WITH due AS (
         SELECT due.message_id, due.n FROM unnest($1::text[], $2::int[]) AS wanted (queue, room)
@@ -112,7 +119,7 @@ CLAIM = """
     UPDATE recipients SET owner = $4, reason = '' FROM due
      WHERE recipients.message_id = due.message_id AND recipients.n = due.n
  RETURNING recipients.message_id, recipients.n, address, domain, due_at, expires_at, attempts, notify, orcpt, in_doubt,
-           delay_notified, last_reply
+           delay_notified, returned, last_reply
 """
 ADVANCE_QUEUES = """
     UPDATE queues SET blocked_until = NULL, reason = '', next_due = COALESCE(
@@ -136,7 +143,7 @@ CLAIM_EXPIRED = """
     UPDATE recipients SET owner = $3, held = false FROM due
      WHERE recipients.message_id = due.message_id AND recipients.n = due.n
  RETURNING recipients.message_id, recipients.n, address, domain, due_at, expires_at, attempts, notify, orcpt, in_doubt,
-           delay_notified, last_reply
+           delay_notified, returned, last_reply
 """
 CONTENT = "SELECT content FROM messages WHERE id = $1"
 BLOCK_QUEUES = """
@@ -154,7 +161,7 @@ MEND_QUEUES = """
             SELECT queue, due_at FROM recipients
              WHERE owner IS NULL AND NOT held AND queue > waiting.queue ORDER BY queue, due_at LIMIT 1) AS following
     )
-    INSERT INTO queues (name, next_due) SELECT queue, due_at FROM waiting
+    INSERT INTO queues (name, next_due) SELECT queue, due_at FROM waiting ORDER BY queue COLLATE "C"
     ON CONFLICT (name) DO UPDATE SET next_due = EXCLUDED.next_due WHERE queues.next_due > EXCLUDED.next_due
 """
 # Skips what others have locked, in whatever order: waiting for them could end in a deadlock.
@@ -282,6 +289,10 @@ class QueueStore:
     async def block(self, names: list[str], *, until: datetime, reason: str) -> None:
         """Nothing of these queues is claimed before `until`."""
         await self._pool.execute(BLOCK_QUEUES, sorted(names), until, reason)
+
+    async def depth(self) -> dict[tuple[str, str], int]:
+        """How many recipients wait, by stream and state; reads the whole table."""
+        return {(row["stream"], row["state"]): row["recipients"] for row in await self._pool.fetch(DEPTH)}
 
     async def mend_queues(self) -> None:
         """Make sure that every waiting recipient's queue is known."""

@@ -18,6 +18,7 @@ from mailerd.queue.views import (
     QueueView,
     RecipientView,
 )
+from mailerd.wire.words import decode_words
 
 MAX_ID = (1 << 63) - 1
 SLACK = timedelta(minutes=5)  # between the clock that made an id and the one that made its events
@@ -177,6 +178,7 @@ def _view(id_: int, rows: list[asyncpg.Record], waiting: dict[tuple[int, int], a
     return MessageView(
         id=id_,
         sender=facts.get("sender", ""),
+        subject=decode_words(facts.get("subject", "")),
         stream=facts.get("stream", ""),
         pool=facts.get("pool", ""),
         credential=facts.get("credential", ""),
@@ -241,6 +243,8 @@ def _summary(view: MessageView) -> MessageSummary:
     return MessageSummary(
         id=view.id,
         sender=view.sender,
+        first_recipient=view.recipients[0].address if view.recipients else "",
+        subject=view.subject,
         stream=view.stream,
         pool=view.pool,
         accepted_at=view.accepted_at,

@@ -56,6 +56,7 @@ class MessageView(View, frozen=True, kw_only=True):
 
     id: int
     sender: str
+    subject: str  # for people: encoded words are decoded; it may be cut
     stream: str
     pool: str
     credential: str
@@ -71,6 +72,8 @@ class MessageSummary(View, frozen=True, kw_only=True):
 
     id: int
     sender: str
+    first_recipient: str
+    subject: str
     stream: str
     pool: str
     accepted_at: datetime

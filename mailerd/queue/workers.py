@@ -33,7 +33,7 @@ RELEASE = """
      RETURNING queue, due_at, held
     ), queue AS (
         INSERT INTO queues (name, next_due)
-        SELECT queue, min(due_at) FROM freed WHERE NOT held GROUP BY queue ORDER BY queue
+        SELECT queue, min(due_at) FROM freed WHERE NOT held GROUP BY queue ORDER BY queue COLLATE "C"
         ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
     )
     SELECT count(*) FROM freed

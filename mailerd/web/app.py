@@ -27,6 +27,7 @@ log = structlog.get_logger()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 OPERATIONS: tuple[Operation, ...] = (*emails.OPERATIONS, *health.OPERATIONS, openapi.OPERATION)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+SERVER = "mailerd"  # no version: that would tell who looks for old ones
 CALL = web.RequestKey("call", Call)
 DATABASE_AWAY = (*LOST, asyncpg.InsufficientResourcesError)  # the latter: full disk, too many connections
 UNKNOWN = "It is not known whether it was done; send it again, with the same Idempotency-Key if there was one."
@@ -51,6 +52,12 @@ def new_request_id() -> str:
     return f"req_{secrets.token_hex(12)}"
 
 
+def sign(response: web.StreamResponse, request_id: str) -> None:
+    """What every answer has in its header."""
+    response.headers["Server"] = SERVER
+    response.headers["X-Request-Id"] = request_id
+
+
 @web.middleware
 async def _frame(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every request goes through here, also those that no route takes; nothing but a response comes out."""
@@ -64,7 +71,7 @@ async def _frame(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise
     except Exception as error:  # whatever it is, the client gets a problem and not its text
         response = _problem_of(error, request_id).answer(request_id)
-    response.headers["X-Request-Id"] = request_id
+    sign(response, request_id)
     call = request.get(CALL)
     if call and call.credential and call.operation.scope == "send":
         response.headers.update(_rate_headers(call.services.submitter.allowances(call.credential)))

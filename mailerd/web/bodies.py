@@ -29,11 +29,14 @@ Addresses = str | NamedAddress | Annotated[list[str | NamedAddress], Meta(max_le
 
 
 class Attachment(Request, frozen=True, kw_only=True):
-    """`content` is base64. With `content_id` the HTML may show it as `<img src="cid:…">`, and it travels inline."""
+    """`content` is base64. With `content_id` the HTML may show it as `<img src="cid:…">`, and it travels inline.
+
+    Without `content_type` the end of `filename` tells it; `application/octet-stream` when that tells nothing.
+    """
 
     content: bytes
     filename: Annotated[str, Meta(max_length=255)] = ""
-    content_type: Annotated[str, Meta(max_length=255)] = "application/octet-stream"
+    content_type: Annotated[str, Meta(max_length=255)] = ""
     content_id: Annotated[str, Meta(max_length=255)] = ""
     disposition: Literal["attachment", "inline"] | None = None
 
@@ -169,6 +172,7 @@ class EmailDetail(Answer, frozen=True, kw_only=True):
 
     id: str
     sender: str
+    subject: str
     stream: str
     pool: str
     credential: str
@@ -185,6 +189,8 @@ class EmailLine(Answer, frozen=True, kw_only=True):
 
     id: str
     sender: str
+    first_recipient: str
+    subject: str
     stream: str
     pool: str
     accepted_at: datetime

@@ -92,6 +92,9 @@ def _decode_email(body: bytes, limits: Limits) -> Prepared:
 
 def _decode_batch(body: bytes, limits: Limits) -> list[Prepared | ProblemError]:
     """Each item of a batch as a message, or what is wrong with it, pointers counted from the whole body."""
+    if body.lstrip(b" \t\r\n").startswith(b"["):
+        problems.decode(body, list[msgspec.Raw])
+        raise problems.invalid([FieldError("invalid_value", 'Send {"emails": [...]}, not a bare array.')])
     raws = problems.decode(body, RawBatch).emails
     if len(raws) > limits.max_batch:
         detail = f"A batch may have {limits.max_batch:,} messages; this one has {len(raws):,}."
@@ -182,13 +185,13 @@ def _single_answer(call: Call, prepared: Prepared, results: Sequence[Result]) ->
     (result,) = results
     if isinstance(result, Refused):
         raise TypeError("an answer was asked for when everything was refused")
-    return msgspec.json.encode(_accepted(call, prepared, result))
+    return problems.encode(_accepted(call, prepared, result))
 
 
 def _batch_answer(call: Call, items: Sequence[Prepared | ProblemError], results: Sequence[Result]) -> bytes:
     data = [_batch_item(call, item, outcome) for item, outcome in zip(items, _merge(items, results), strict=True)]
     accepted = sum(item.email is not None for item in data)
-    return msgspec.json.encode(BatchAccepted(accepted=accepted, refused=len(data) - accepted, data=data))
+    return problems.encode(BatchAccepted(accepted=accepted, refused=len(data) - accepted, data=data))
 
 
 def _merge(items: Sequence[Prepared | ProblemError], results: Sequence[Result]) -> list[Receipt | ProblemError]:
@@ -263,6 +266,7 @@ def _detail(message: MessageView) -> EmailDetail:
     return EmailDetail(
         id=message_id,
         sender=message.sender,
+        subject=message.subject,
         stream=message.stream,
         pool=message.pool,
         credential=message.credential,
@@ -322,6 +326,8 @@ def _line(summary: MessageSummary) -> EmailLine:
     return EmailLine(
         id=format_message_id(summary.id),
         sender=summary.sender,
+        first_recipient=summary.first_recipient,
+        subject=summary.subject,
         stream=summary.stream,
         pool=summary.pool,
         accepted_at=summary.accepted_at,

@@ -59,7 +59,7 @@ def document(operations: Sequence[Operation]) -> bytes:
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
-    return msgspec.json.encode(
+    return problems.encode(
         {
             "openapi": "3.1.0",
             "info": {

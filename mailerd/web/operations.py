@@ -106,4 +106,4 @@ def _is_list(type_: Any) -> bool:
 
 
 def json_answer(status: int, body: object) -> web.Response:
-    return web.Response(status=status, body=msgspec.json.encode(body), content_type=JSON)
+    return web.Response(status=status, body=problems.encode(body), content_type=JSON)

@@ -118,9 +118,7 @@ class ProblemError(Exception):
             errors=self.errors,
             retry_after=self.retry_after,
         )
-        response = web.Response(
-            status=self.status, body=msgspec.json.encode(problem), content_type=MEDIA_TYPE, headers=self.headers
-        )
+        response = web.Response(status=self.status, body=encode(problem), content_type=MEDIA_TYPE, headers=self.headers)
         if self.retry_after is not None:
             response.headers["Retry-After"] = str(self.retry_after)
         if self.close:
@@ -142,6 +140,11 @@ def of_refusal(refusal: Refused, sent: Container[str] = ()) -> ProblemError:
     if isinstance(refusal, RateLimited):
         wait = refusal.wait
     return ProblemError(status, refusal.name, refusal.text, errors=errors, retry_after=wait)
+
+
+def encode(value: object) -> bytes:
+    """As JSON, with the line end that people at a terminal want after it."""
+    return msgspec.json.encode(value) + b"\n"
 
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from mailerd.web.app import new_request_id
+from mailerd.web.app import new_request_id, sign
 from mailerd.web.problems import ProblemError
 from mailerd.web.services import Limits
 
@@ -123,5 +123,5 @@ class _Connection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("a response had been started already")
         response = problem.answer(request_id)
-        response.headers["X-Request-Id"] = request_id
+        sign(response, request_id)
         return response

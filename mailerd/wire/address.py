@@ -15,12 +15,12 @@ _ATEXT_UTF8 = _ATEXT + r"\u0080-\U0010ffff"
 # The underscore is not in RFC 5321, but hosts that send and take mail have it in their names and DNS carries it.
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
 # The last label of a name holds something else than digits: `ann@10.0.0.1` is an address that lost its brackets.
-_NAME = rf"(?:{_LABEL}\.)*+(?![0-9]+\Z){_LABEL}"
+_NAME = rf"(?>(?:{_LABEL}\.)*)(?![0-9]+\Z){_LABEL}"
 
-_PLAIN = re.compile(rf"([{_ATEXT}]+(?:\.[{_ATEXT}]+)*+)@({_NAME})")
+_PLAIN = re.compile(rf"([{_ATEXT}]+(?>(?:\.[{_ATEXT}]+)*))@({_NAME})")
 _DOMAIN_NAME = re.compile(_NAME)
-_DOT_ATOM = re.compile(rf"[{_ATEXT_UTF8}]+(?:\.[{_ATEXT_UTF8}]+)*+")
-_QUOTED = re.compile(r'"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*+"')
+_DOT_ATOM = re.compile(rf"[{_ATEXT_UTF8}]+(?>(?:\.[{_ATEXT_UTF8}]+)*)")
+_QUOTED = re.compile(r'"(?>(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*)"')
 # Never in an address, quoted or not: C1 controls, spaces beyond ASCII, and bytes that were no UTF-8 (surrogates).
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]|(?! )\s")
 

@@ -11,6 +11,7 @@ from binascii import b2a_qp
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from mimetypes import MimeTypes
 from typing import Literal
 from urllib.parse import quote
 
@@ -59,6 +60,16 @@ CONTENT_ID = re.compile(r"[!-;=?-~]{1,200}")
 TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+"  # noqa: S105  RFC 2045 section 5.1
 CONTENT_TYPE = re.compile(rf'({TOKEN})/({TOKEN})((?:; *{TOKEN}=(?:{TOKEN}|"[^"\\\x00-\x1f\x7f-\uffff]*"))*)')
 PLAIN_FILENAME = re.compile(r"[ !#-\[\]-~]{1,60}")
+ANY_FILE = "application/octet-stream"
+# Not in the table of Python 3.11, which is all that is used: that of the machine would make mails differ by machine.
+OFFICE = "application/vnd.openxmlformats-officedocument."
+NEWER_TYPES = {
+    ".docx": OFFICE + "wordprocessingml.document",
+    ".pptx": OFFICE + "presentationml.presentation",
+    ".xlsx": OFFICE + "spreadsheetml.sheet",
+    ".ics": "text/calendar",
+    ".webp": "image/webp",
+}
 HTML_TO_TEXT = ParserConfig(display_links=True)  # a text part without its links is of no use
 
 
@@ -81,11 +92,14 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file. With a `content_id`, HTML shows it as `cid:…`, and it travels inline unless `disposition` says else."""
+    """A file. With a `content_id`, HTML shows it as `cid:…`, and it travels inline unless `disposition` says else.
+
+    Without a `content_type`, the end of `filename` tells it.
+    """
 
     filename: str
     content: bytes
-    content_type: str = "application/octet-stream"
+    content_type: str = ""
     content_id: str = ""
     disposition: Literal["", "attachment", "inline"] = ""
 
@@ -325,20 +339,42 @@ def _attachment(field: str, attachment: Attachment, *, embedded: bool) -> Part:
 
 def _attached_content(field: str, attachment: Attachment) -> tuple[str, str, bytes]:
     """The content type, the transfer encoding, and the encoded content."""
-    match = CONTENT_TYPE.fullmatch(attachment.content_type)
-    if match is None or len(attachment.content_type) > MAX_NAME:
+    content_type = attachment.content_type or guess_type(attachment.filename)
+    match = CONTENT_TYPE.fullmatch(content_type)
+    if match is None or len(content_type) > MAX_NAME:
         raise FieldError(f"{field}.content_type", "write it as type/subtype, with `; name=value` where needed")
     kind = match[1].lower()
     if kind == "multipart":
         raise FieldError(f"{field}.content_type", "a multipart type cannot be attached: attach its parts")
     content = attachment.content
     if kind != "message":
-        return _folded_parameters(attachment.content_type), "base64", _base64(content)
+        return _folded_parameters(content_type), "base64", _base64(content)
     # RFC 2046 section 5.2.1: no encoding of a message but 7bit or 8bit. What is neither travels as a file.
     strict = content.isascii() and b"\0" not in content and content.count(b"\r\n") == content.count(b"\n")
     if strict and content.count(b"\r") == content.count(b"\n") and max(map(len, content.split(b"\r\n"))) <= MAX_LINE:
-        return attachment.content_type, "7bit", content if content.endswith(b"\r\n") else content + b"\r\n"
-    return "application/octet-stream", "base64", _base64(content)
+        return content_type, "7bit", content if content.endswith(b"\r\n") else content + b"\r\n"
+    return ANY_FILE, "base64", _base64(content)
+
+
+def guess_type(filename: str) -> str:
+    """The content type that the end of a file name stands for; that of any file when it stands for none."""
+    stem, dot, ending = filename.rpartition(".")
+    if not (stem and dot):
+        return ANY_FILE
+    found, encoding = TYPES.guess_type(f"file.{ending}")
+    if encoding is not None:  # compressed: what is inside does not matter to who opens it
+        return "application/gzip" if encoding == "gzip" else ANY_FILE
+    return found or ANY_FILE
+
+
+def _types() -> MimeTypes:
+    types = MimeTypes()
+    for ending, content_type in NEWER_TYPES.items():
+        types.add_type(content_type, ending)
+    return types
+
+
+TYPES = _types()
 
 
 def _folded_parameters(content_type: str) -> str:

@@ -22,7 +22,7 @@ SINGLE = (b"from", b"sender", b"reply-to", b"subject", b"date", b"message-id")
 
 # Each repeat is possessive: what one alternative took is never tried again, so the time is linear.
 FIELD_START = re.compile(rb"[!-9;-~]++[ \t]*+:")
-FIELDS = re.compile(rb"(?:[!-9;-~]++[ \t]*+:[^\r\n\0]*+\r\n(?:[ \t][^\r\n\0]*+\r\n)*+)*+")
+FIELDS = re.compile(rb"(?>(?:[!-9;-~]++[ \t]*+:[^\r\n\0]*+\r\n(?>(?:[ \t][^\r\n\0]*+\r\n)*))*)")
 SINGLE_FIELD = re.compile(rb"\n(%s)[ \t]*+:" % b"|".join(SINGLE))
 SPACE_BEFORE_COLON = re.compile(rb"^([!-9;-~]++)[ \t]++:", re.MULTILINE)
 MBOX_LINE = re.compile(rb"From (?![ \t]*:)[^\r\n]*(?:\r\n|\Z)")
@@ -279,7 +279,7 @@ PLAIN_ADDRESS = re.compile(
     re.ASCII,
 )
 EMPTY_GROUP = re.compile(rb"[^@:;=]*+:[ \t]*+;")
-ADDRESS_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|\[[^\[\]]*+\]|\\.|\(|[<>,:;@]|[^"\[\\(<>,:;@]++|.', re.DOTALL)
+ADDRESS_TOKEN = re.compile(r'"(?>(?:[^"\\]|\\.)*)"|\[[^\[\]]*+\]|\\.|\(|[<>,:;@]|[^"\[\\(<>,:;@]++|.', re.DOTALL)
 
 
 def first_address_domain(header: bytes, name: bytes) -> str:
@@ -357,4 +357,4 @@ def _address_tokens(value: str) -> Iterable[str]:
             yield token[0]
 
 
-COMMENT_PART = re.compile(r"(?:[^()\\]|\\.|\\\Z)*+", re.DOTALL)
+COMMENT_PART = re.compile(r"(?>(?:[^()\\]|\\.|\\\Z)*)", re.DOTALL)

@@ -182,18 +182,18 @@ MAX_AUTH = 500  # characters as sent, RFC 4954 section 5
 _FROM = re.compile(r'FROM: ?<([^<>"\s]*)>(?: ++(.*))?', re.IGNORECASE)
 _TO = re.compile(r'TO: ?<([^<>"\s]*)>(?: ++(.*))?', re.IGNORECASE)
 # A quoted local part may hold angle brackets and spaces.
-_PATH_QUOTED = r'<((?:[^<>"\s]|"(?:[^"\\]|\\.)*+")*+)>(?: ++(.*))?'
+_PATH_QUOTED = r'<((?>(?:[^<>"\s]|"(?>(?:[^"\\]|\\.)*)")*))>(?: ++(.*))?'
 _FROM_QUOTED = re.compile(f"FROM: ?{_PATH_QUOTED}", re.IGNORECASE)
 _TO_QUOTED = re.compile(f"TO: ?{_PATH_QUOTED}", re.IGNORECASE)
-_SOURCE_ROUTE = re.compile(r"@[^\s:@,]+(?:,@[^\s:@,]+)*+:")
+_SOURCE_ROUTE = re.compile(r"@[^\s:@,]+(?>(?:,@[^\s:@,]+)*):")
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _SIZE = re.compile(r"[0-9]{1,20}")
-_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*+")
+_XTEXT = re.compile(r"(?>(?:[!-*,-<>-~]|\+[0-9A-F]{2})*)")
 _XTEXT_HEX = re.compile(rb"\+([0-9A-F]{2})")
 _NOT_XCHAR = re.compile(rb"[^!-*,-<>-~]")
 _ADDRESS_TYPE = re.compile(r"[A-Za-z0-9-]+")
 # RFC 6533 section 3: utf-8-addr-xtext and utf-8-addr-unitext
-_UTF8_ADDRESS = re.compile(r"(?:[!-*,-<>-\[\]-~\u00a0-\U0010ffff]|\\x\{[0-9A-F]{2,6}\})*+")
+_UTF8_ADDRESS = re.compile(r"(?>(?:[!-*,-<>-\[\]-~\u00a0-\U0010ffff]|\\x\{[0-9A-F]{2,6}\})*)")
 _UTF8_HEX = re.compile(r"\\x\{([0-9A-F]{2,6})\}")
 _NOT_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
 _NOTIFY = frozenset({"SUCCESS", "FAILURE", "DELAY"})

@@ -119,6 +119,15 @@ def test_a_command_beside_no_daemon_says_how_to_start_one(stopped, arguments):
     )
 
 
+def test_a_command_beside_a_daemon_on_an_external_database_says_what_it_needs(tmp_path):
+    other = LiveDaemon(tmp_path)
+    other.data_dir.mkdir(exist_ok=True)
+    (other.data_dir / "lock").touch()
+    done = other.command("queue", "list")
+    assert done.status == os.EX_UNAVAILABLE
+    assert "set MAILERD_DATABASE_URL" in done.err
+
+
 def test_a_database_that_is_not_there_is_named_without_its_password(stopped):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -148,7 +157,7 @@ def test_without_a_named_configuration_the_one_of_the_working_directory_is_used(
 
 
 def test_the_version_is_shown_to_people_and_programs():
-    assert command("version").out == f"mailerd {__version__}\n"
+    assert command("version").out == command("--version").out == f"mailerd {__version__}\n"
     assert json.loads(command("version", "--json").out) == {"version": __version__}
 
 

@@ -1,7 +1,12 @@
 """`mailerd queue`, beside a real daemon whose mail the sandbox puts off."""
 
 import asyncio
+import contextlib
 import getpass
+import os
+import pty
+import subprocess
+import sys
 
 import pytest
 
@@ -27,6 +32,52 @@ def test_what_waits_is_listed_by_queue_and_shown_by_recipient(daemon, settled):
     shown = daemon.command("queue", "show", "--message", message).out
     assert "always-defer@list.example" in shown
     assert "451 4.7.1 come back later" in shown
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_every_fact_is_readable_whatever_the_width_of_the_terminal(daemon, settled, columns):
+    domain = f"a-domain-name-of-more-than-forty-letters-{columns}.example"
+    message = settled(f"always-defer@{domain}")
+
+    shown = on_terminal(daemon, columns, "queue", "show", "--domain", domain)
+    assert all(words in shown for words in (message, "deferred", "451 4.7.1"))
+    if columns == 80:
+        assert f"always-defer@{domain}" in shown  # in one piece
+    listed = on_terminal(daemon, columns, "queue", "list", "--domain", domain)
+    assert all(word in listed for word in ("waiting", "held", "in memory", "oldest", "next", "ago", " min"))
+    assert max(map(len, listed.splitlines())) <= columns
+
+
+def on_terminal(daemon, columns: int, *arguments: str) -> str:
+    """What a command shows on a terminal of this width."""
+    ours, theirs = pty.openpty()
+    with open(ours, "rb", buffering=0) as terminal:
+        environ = daemon.environ | {"COLUMNS": str(columns), "TERM": "dumb"}
+        done = subprocess.run(
+            [sys.executable, "-m", "mailerd", *arguments],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while more := terminal.read(65_536):
+                shown += more
+    assert done.returncode == 0, done.stderr
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_held_mail_is_not_retried_and_that_is_said(daemon, settled):
+    settled("always-defer@stays.example")
+    daemon.command("queue", "hold", "--domain", "stays.example")
+    assert "when released" in on_terminal(daemon, 80, "queue", "list", "--domain", "stays.example")
+    done = daemon.command("queue", "retry", "--domain", "stays.example")
+    assert done.out == "0 recipients made due now; 1 that fit wait.\n"
+    assert "`mailerd queue release`" in done.err
 
 
 def test_nothing_to_show_is_told_beside_the_result(daemon):
@@ -83,6 +134,7 @@ def test_nothing_is_lost_without_a_yes(daemon, settled, action, answer):
     done = daemon.command("queue", action, "--message", message, given=answer)
     assert done.status == 1
     assert "1 waiting recipient" in done.err
+    assert answer or "]:\nmailerd: " in done.err.replace(" \n", "\n")
     assert states(daemon, message) == ["deferred"]
 
 

@@ -88,6 +88,13 @@ def test_messages_are_found_by_who_where_and_what(daemon, settled):
     assert ids("--sender", "one@search.example", "--before", "2020-01-01") == []
     assert ids("--sender", "one@search.example", "--after", "2020-01-01T00:00:00Z") == [first]
     assert f"{first}" in daemon.command("search", "--sender", "one@search.example").out
+    third = settled(
+        "ann@search.example", "b@search.example", sender="s@search.example", subject="=?utf-8?Q?Gr=C3=BC?=e"
+    )
+    shown = daemon.command("search", "--sender", "s@search.example").out
+    for words in (third, "ann@search.example +1 more", "Grüe"):
+        assert words in shown
+    assert "subject Grüe" in daemon.command("trace", third).out
     assert "No message fits" in daemon.command("search", "--sender", "none@search.example").err
 
 

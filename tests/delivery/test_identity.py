@@ -3,14 +3,14 @@ import os
 from datetime import date
 from pathlib import Path
 
-import dns.asyncresolver
 import dns.message
 import dns.rcode
 import dns.rrset
 import pytest
 import yaml
 
-from mailerd.config import Config, DkimKey, FilePath, SendingDomain
+from mailerd.config import Config, DkimKey, FilePath, NameServer, SendingDomain
+from mailerd.config import Resolver as ResolverSettings
 from mailerd.delivery.identity import (
     Identity,
     Published,
@@ -21,6 +21,7 @@ from mailerd.delivery.identity import (
     rotate,
     zone_record,
 )
+from mailerd.delivery.resolver import Resolver
 from mailerd.errors import ConfigError
 from mailerd.wire.dkim import dns_record, load_key, sign
 
@@ -197,7 +198,7 @@ def test_a_published_text_is_judged(keys, change, state, text):
     assert text in words
 
 
-class NameServer(asyncio.DatagramProtocol):
+class TxtServer(asyncio.DatagramProtocol):
     """A name server on UDP that knows TXT records, and says SERVFAIL for names with `broken` in them."""
 
     def __init__(self, records: dict[str, list[str]]) -> None:
@@ -225,12 +226,9 @@ class NameServer(asyncio.DatagramProtocol):
 async def name_server():
     records: dict[str, list[str]] = {}
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(lambda: NameServer(records), local_addr=("127.0.0.1", 0))
-    resolver = dns.asyncresolver.Resolver(configure=False)
-    resolver.nameservers = ["127.0.0.1"]
-    resolver.port = transport.get_extra_info("sockname")[1]
-    resolver.lifetime = 5
-    yield records, resolver
+    transport, _ = await loop.create_datagram_endpoint(lambda: TxtServer(records), local_addr=("127.0.0.1", 0))
+    address = "{}:{}".format(*transport.get_extra_info("sockname"))
+    yield records, Resolver(ResolverSettings(nameservers=(NameServer(address),)))
     transport.close()
 
 
@@ -262,3 +260,11 @@ async def test_a_check_tells_the_name_and_what_was_found(keys, name_server):
     assert result.name == "s1._domainkey.example.com"
     assert result.found == (dns_record(keys["ed25519"]),)
     assert "k=ed25519" in result.text
+
+
+async def test_a_check_without_an_answer_says_why_in_words(keys, name_server):
+    _, resolver = name_server
+    result = await check("example.com", "broken", keys["rsa"], resolver)
+    server = resolver.nameservers[0]
+    name = "broken._domainkey.example.com"
+    assert result.text == f"TXT lookup of {name} failed: {server} answered SERVFAIL; try again"

@@ -96,8 +96,8 @@ async def test_the_four_kinds_of_no_are_told_apart(dns, hasty):
     assert isinstance(await hasty.mx("nowhere.example"), NoDomain)
     servfail, timeout = await hasty.mx("broken.example"), await hasty.mx("silent.example")
     assert (servfail.kind, timeout.kind) == ("dns_servfail", "dns_timeout")
-    assert dns.address in servfail.text
-    assert dns.address in timeout.text
+    assert servfail.text == f"{dns.address} answered SERVFAIL"
+    assert timeout.text == f"no answer from {dns.address}"
 
 
 async def test_the_case_and_the_final_dot_of_a_name_do_not_matter(dns, resolver):
@@ -219,7 +219,7 @@ async def test_no_name_server_at_all_is_a_timeout_that_says_so(clock, silent_por
     answer = await Resolver(settings(silent_port, timeout=0.4), clock=clock).a("example.com")
     assert isinstance(answer, Failed)
     assert answer.kind == "dns_timeout"
-    assert silent_port in answer.text
+    assert answer.text == f"no answer from {silent_port}: Connection refused"
 
 
 async def test_a_lost_packet_is_asked_for_again(dns, hasty):

@@ -11,7 +11,7 @@ from mailerd import config
 from mailerd.config import Config, Delivery, Duration, Endpoint, RouteAuth, RouteMatch, RouteRule
 from mailerd.delivery.resolver import Resolver
 from mailerd.delivery.routing import Host, NoRoute, Route, Router, is_private, site_name
-from mailerd.delivery.verdict import Outcome
+from mailerd.delivery.verdict import Outcome, Verdict
 from tests.support.dns_server import DnsServer
 
 
@@ -53,11 +53,17 @@ class Net:
 
     async def refusal(self, domain: str) -> str:
         """`outcome kind code enhanced` of a NoRoute."""
-        found = await self.router.route(domain, **self.facts)
-        assert isinstance(found, NoRoute), found
-        verdict = found.verdict
+        verdict = await self.verdict(domain)
         assert domain in verdict.text
         return f"{verdict.outcome} {verdict.kind} {verdict.code} {verdict.enhanced}"
+
+    async def reason(self, domain: str) -> str:
+        return (await self.verdict(domain)).text
+
+    async def verdict(self, domain: str) -> Verdict:
+        found = await self.router.route(domain, **self.facts)
+        assert isinstance(found, NoRoute), found
+        return found.verdict
 
     def cached(self, domain: str, **facts: str) -> Route | NoRoute | None:
         return self.router.cached(domain, **{**self.facts, **facts})
@@ -167,6 +173,15 @@ async def test_when_dns_does_not_know_the_mail_waits(net, dns, mode):
     dns.misbehave("example.com", mode)
     net.configure(timeout=0.3)
     assert await net.refusal("example.com") == "deferred dns 451 4.4.3"
+
+
+async def test_a_failed_lookup_is_told_in_one_line_that_names_it_once(net, dns):
+    dns.misbehave("example.com", "servfail")
+    dns.add("example.net", "MX", "10 mx.example.net.")
+    dns.misbehave("mx.example.net", "servfail")
+    said = f"failed: {dns.address} answered SERVFAIL"
+    assert await net.reason("example.com") == f"MX lookup of example.com {said}"
+    assert await net.reason("example.net") == f"address lookup of mx.example.net {said}"
 
 
 async def test_a_failing_mx_lookup_never_falls_back_to_the_address(net, dns):

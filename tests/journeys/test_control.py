@@ -73,9 +73,10 @@ async def test_bounced_mail_is_returned_to_its_sender(
     await control.bounce(Selection(sender="ann@sender.example"), actor="me", now=relay.clock.now)
     await relay.relay.sweep()
     await relay.settled()
-    assert await relay.states(receipt) == ["expired", "expired"]
+    assert await relay.states(receipt) == ["bounced", "bounced"]
     assert mx.delivered[-1].recipient == "ann@sender.example"
-    assert b"returned by me" in mx.delivered[-1].content
+    assert b"returned to its sender by the operator" in mx.delivered[-1].content
+    assert "recipient.held" not in await relay.events(receipt)
 
 
 async def test_rescheduled_mail_waits_until_then(relay: RunningRelay, control: ControlStore, later: None) -> None:
@@ -106,3 +107,13 @@ async def test_mail_in_memory_is_recalled(relay: RunningRelay, mx: ScriptedMx, c
     await control.hold(Selection(domain="example.net"), actor="me", now=relay.clock.now)
     await relay.settled()
     assert [(await relay.states(receipt))[0] for receipt in receipts] == ["held"] * 5
+
+
+async def test_mail_waiting_for_its_route_is_recalled_too(
+    relay: RunningRelay, dns: DnsServer, control: ControlStore
+) -> None:
+    dns.misbehave("slow.example", "drop")
+    receipt = await relay.submit("a@slow.example")
+    assert relay.relay.dispatcher.recall(Selection(domain="slow.example")) == 1
+    await control.cancel(Selection(domain="slow.example"), actor="me", now=relay.clock.now)
+    assert await relay.states(receipt) == ["cancelled"]

@@ -81,6 +81,8 @@ class Api:
         async with self.session.request(method, url, headers=headers, **rest) as response:
             answer = Answer(response.status, response.headers, await response.read())
         assert "X-Request-Id" in answer.headers
+        assert answer.headers["Server"] == "mailerd"
+        assert answer.body.endswith(b"\n")
         self._hold_to_document(method, path.partition("?")[0], answer)
         return answer
 

@@ -83,6 +83,15 @@ async def test_the_message_has_what_was_asked_for(api: Api) -> None:
     assert parts["bill.txt"].get_content_disposition() == "attachment"
 
 
+async def test_an_attachment_has_the_type_that_its_name_tells(api: Api) -> None:
+    content = base64.b64encode(b"x").decode()
+    await api.send(EMAIL | {"attachments": [{"filename": name, "content": content} for name in ("a.pdf", "b")]})
+
+    (delivered,) = await api.delivered()
+    types = [part.get_content_type() for part in message_from_bytes(delivered).walk() if part.get_filename()]
+    assert types == ["application/pdf", "application/octet-stream"]
+
+
 async def test_options_are_those_of_the_message(api: Api) -> None:
     start = (api.relay.clock.now + timedelta(hours=1)).replace(microsecond=0)
     answer = await api.send(
@@ -217,6 +226,14 @@ async def test_a_batch_of_which_nothing_is_taken_is_a_problem(
 
     assert answer.status == status
     assert [error.pointer for error in answer.problem.errors] == pointers
+    assert await api.accepted() == 0
+
+
+async def test_a_batch_that_is_a_bare_array_is_told_what_to_wrap_it_in(api: Api) -> None:
+    answer = await api.ask("POST", "/api/v1/emails/batch", json=[EMAIL])
+
+    assert (answer.status, answer.problem.code) == (422, "invalid")
+    assert '{"emails": [...]}' in answer.problem.detail
     assert await api.accepted() == 0
 
 
@@ -408,6 +425,14 @@ async def test_a_search_is_paged_by_cursor_without_gap_or_repetition(api: Api) -
 
     assert page["next_cursor"] is None
     assert found == sent[::-1]
+
+
+async def test_subject_and_first_recipient_are_seen_in_searches(api: Api) -> None:
+    sent = await api.send(EMAIL | {"to": ["ann@example.net", "bob@example.net"], "subject": "Grüße"})
+    (line,) = (await api.ask("GET", "/api/v1/emails")).json["data"]
+
+    assert (line["first_recipient"], line["total"], line["subject"]) == ("ann@example.net", 2, "Grüße")
+    assert (await api.ask("GET", f"/api/v1/emails/{sent.json['id']}")).json["subject"] == "Grüße"
 
 
 async def test_a_cursor_is_good_for_its_own_search_only(api: Api) -> None:

@@ -246,6 +246,8 @@ async def test_what_is_not_http_gets_a_problem_and_the_end(api: Api, data: bytes
     assert headers["content-type"] == "application/problem+json"
     assert problem(body).code == "malformed_request"
     assert headers["x-request-id"] == problem(body).request_id
+    assert headers["server"] == "mailerd"
+    assert body.endswith(b"\n")
 
 
 async def test_a_body_framed_badly_gets_a_problem(api: Api) -> None:

@@ -101,6 +101,26 @@ def test_attachments_come_out_as_they_went_in():
     assert empty.get_content() == b""
 
 
+@pytest.mark.parametrize(
+    ("filename", "content_type"),
+    [
+        ("bill.pdf", "application/pdf"),
+        ("LOGO.PNG", "image/png"),
+        ("bill.v2.docx", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
+        ("logs.tar.gz", "application/gzip"),
+        ("logs.tar.bz2", "application/octet-stream"),
+        ("Grüße.txt", "text/plain"),
+        ("bill", "application/octet-stream"),
+        (".pdf", "application/octet-stream"),
+        ("bill.unheard-of", "application/octet-stream"),
+        ("", "application/octet-stream"),
+    ],
+)
+def test_the_end_of_a_file_name_tells_the_type_when_nothing_else_does(filename, content_type):
+    attached = next(read(replace(MAIL, attachments=(Attachment(filename, b"x"),))).iter_attachments())
+    assert attached.get_content_type() == content_type
+
+
 def test_a_missing_text_is_made_from_the_html_with_its_links():
     message = read(replace(MAIL, text=None, html="<h1>Hi</h1><p>See <a href='https://x.example/a'>this</a>, B&uuml;b"))
     text = message.get_body(("plain",))
