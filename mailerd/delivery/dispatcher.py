@@ -1,7 +1,7 @@
 """The loop: mail in hand → route → destination → session → attempt.
 
 Mail comes in hand in two ways: `offer()` gets what was just accepted, the claim loop gets what is due in the database.
-Both are bounded by count and bytes; `keep()` and `room()` say what fits, and what does not stays in the database.
+Both are bounded by count and bytes: `keep()` says whether a message fits, and what does not stays in the database.
 
 A *destination* is a site reached in one way. It has a line of jobs and some sessions; a session takes the next job as
 soon as it is free, so nothing waits in two places. A destination that cannot be reached is blocked for a while: its
@@ -161,6 +161,8 @@ class Dispatcher:
             message.in_hand -= 1
             if not message.in_hand:
                 self._bytes -= message.size
+                # Message and recipients refer to each other: what is large must not wait for the garbage collector.
+                message.content = message.signature = None
             queue = recipient.queue
             self._of_queue[queue] -= 1
             if not self._of_queue[queue]:

@@ -127,6 +127,9 @@ class GroupCommit:
         for waiting, error in zip(batch, errors, strict=True):
             _answer(waiting.done, error)
             mine = [message for message in waiting.messages if message.id in owned]
+            for message in waiting.messages:
+                if error is not None or message.id not in owned:
+                    message.content = None  # see Dispatcher.release
             if error is None:
                 kept += mine
             else:

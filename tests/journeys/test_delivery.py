@@ -1,5 +1,7 @@
 """From a submission to the mail exchanger and the events, over real sockets and a real database."""
 
+import gc
+import tracemalloc
 from datetime import timedelta
 from pathlib import Path
 
@@ -341,3 +343,19 @@ async def test_streams_have_their_own_expiry(database: str, dns: DnsServer, mx: 
         await relay.settled()
         assert await relay.states(one) == ["expired"]
         assert await relay.states(two) == ["deferred"]
+
+
+async def test_content_does_not_wait_for_the_garbage_collector(relay: RunningRelay) -> None:
+    content = CONTENT + b"x" * 990 + b"\r\n"
+    content += (b"x" * 998 + b"\r\n") * 1000
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for n in range(20):
+            await relay.submit(f"user{n}@example.net", content=content)
+            await relay.settled()
+        held = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([]).traces if trace.size > 900_000)
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held < 5_000_000 + 20 * len(content)  # the mail exchanger keeps what it got

@@ -200,9 +200,9 @@ async def test_a_bounced_email_is_returned_to_its_sender(api: Api) -> None:
     await api.relay.relay.sweep()
     (report,) = await api.delivered()
 
-    assert await state(api, path) == ["expired"]
+    assert await state(api, path) == ["bounced"]
     assert api.mx.delivered[0].recipient == "shop@example.com"
-    assert b"returned by all" in report
+    assert b"returned to its sender by the operator" in report
 
 
 async def test_steering_is_written_down_with_its_actor(api: Api) -> None:
