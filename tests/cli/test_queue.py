@@ -113,7 +113,7 @@ def test_bounced_mail_comes_back_to_its_sender(daemon, settled):
 
     done = daemon.command("queue", "bounce", "--sender", "boss@here.example", "--yes")
     assert done.out == "1 recipient given up, senders are told; 1 that fit wait.\n"
-    while states(daemon, message) != ["expired"]:
+    while states(daemon, message) != ["bounced"]:
         pass
     while not lines(daemon.command("search", "--recipient", "boss@here.example", "--state", "delivered", "--json")):
         pass
