@@ -44,7 +44,7 @@ def test_every_fact_is_readable_whatever_the_width_of_the_terminal(daemon, settl
     if columns == 80:
         assert f"always-defer@{domain}" in shown  # in one piece
     listed = on_terminal(daemon, columns, "queue", "list", "--domain", domain)
-    assert all(word in listed for word in ("waiting", "held", "in memory", "oldest", "next", "ago", " min"))
+    assert all(word in listed for word in ("waiting", "held", "in memory", "oldest", "next"))
     assert max(map(len, listed.splitlines())) <= columns
 
 
