@@ -93,11 +93,15 @@ RELEASE = f"""
     ), queue AS ({QUEUE_UP})
     {EVENT} SELECT $9, 'recipient.released', message_id, n, address, tenant, $10 FROM changed
 """
-# The same without a word, while a command for good is carried out.
-FREEZE = f"UPDATE recipients AS r SET held = true FROM messages AS m WHERE {MATCH} AND NOT r.held"
+# The same without an event, while a command for good is carried out; should it die half way, the reason says so.
+FREEZE = f"""
+    UPDATE recipients AS r SET held = true, reason = 'an operator began to return or cancel it: release it, or again'
+      FROM messages AS m WHERE {MATCH} AND NOT r.held
+"""
 THAW = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET held = false FROM messages AS m WHERE {MATCH} AND r.held RETURNING r.queue, r.due_at
+        UPDATE recipients AS r SET held = false, reason = '' FROM messages AS m WHERE {MATCH} AND r.held
+     RETURNING r.queue, r.due_at
     )
     {QUEUE_UP}
 """

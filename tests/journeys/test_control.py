@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from mailerd.queue.control import ControlStore, MessageControl, Selection
+from mailerd.queue.control import FREEZE, ControlStore, MessageControl, Selection
 from tests.support.dns_server import DnsServer
 from tests.support.relay import RunningRelay
 from tests.support.scripted_mx import Pause, ScriptedMx
@@ -117,3 +117,19 @@ async def test_mail_waiting_for_its_route_is_recalled_too(
     assert relay.relay.dispatcher.recall(Selection(domain="slow.example")) == 1
     await control.cancel(Selection(domain="slow.example"), actor="me", now=relay.clock.now)
     assert await relay.states(receipt) == ["cancelled"]
+
+
+async def test_a_cancel_that_died_half_way_leaves_mail_held_with_the_reason_and_it_can_be_released(
+    relay: RunningRelay, control: ControlStore, later: None
+) -> None:
+    receipt = await relay.submit("a@example.net", "b@example.net")
+    await relay.settled()
+    selection = Selection(message=receipt.message_id)
+    await relay.pool.execute(FREEZE, *selection.parameters())
+    assert {recipient.state for recipient in (await relay.view(receipt)).recipients} == {"held"}
+    assert "release it" in (await relay.view(receipt)).recipients[0].reason
+
+    await control.release(selection, actor="me", now=relay.clock.now)
+    relay.clock.advance(hours=2)
+    await relay.run_once()
+    assert await relay.states(receipt) == ["delivered", "delivered"]
