@@ -1,4 +1,4 @@
-"""`scripts/bench [NAME]`: relay, idle, backlog, loads, faults, or all of them."""
+"""`scripts/bench [NAME]`: relay, idle, backlog, blocked, loads, throttle, shaping, faults, or all of them."""
 
 import os
 import resource
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import backlog, faults, idle, loads, relay
+from benchmarks import backlog, blocked, faults, idle, loads, relay, shaping, throttle
 from benchmarks.peers import postfix
 from benchmarks.report import Results
 
@@ -31,7 +31,7 @@ DEFAULT_WORK = Path(os.environ.get("MAILERD_BENCH_WORK", HERE / "work"))
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
     """Without NAME: all."""
-    if missing := postfix.missing():
+    if context.invoked_subcommand not in ("throttle", "shaping", "blocked") and (missing := postfix.missing()):
         console.print(f"benchmarks need: {missing}")
         raise typer.Exit(69)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -102,6 +102,28 @@ def backlog_command(
         backlog.run(directory, Results(out, "backlog", console), sizes=sizes)
 
 
+@app.command(name="blocked")
+def blocked_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    rounds: Rounds = 3,
+    recipients: Annotated[int | None, typer.Option(help="That wait for the provider.")] = None,
+    brake: Annotated[list[str] | None, typer.Option(help=", ".join(blocked.BRAKES))] = None,
+) -> None:
+    """What a million recipients that wait for one provider cost all other mail."""
+    with _work(work) as directory:
+        blocked.run(
+            directory,
+            Results(out, "blocked", console),
+            recipients=recipients or (20_000 if quick else 1_000_000),
+            rounds=1 if quick else rounds,
+            count=2_000 if quick else 10_000,
+            rest=5.0 if quick else blocked.REST,
+            brakes=brake or list(blocked.BRAKES),
+        )
+
+
 @app.command(name="loads")
 def loads_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False, rounds: Rounds = 3) -> None:
     """What the load and the sink cost by themselves."""
@@ -110,14 +132,35 @@ def loads_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = 
         loads.run(directory, results, rounds=1 if quick else rounds, count=2_000 if quick else 10_000)
 
 
+@app.command(name="throttle")
+def throttle_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
+    """The control loop beside fixed limits, at simulated receivers that throttle."""
+    throttle.run(Results(out, "throttle", console), quick=quick)
+
+
+@app.command(name="shaping")
+def shaping_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
+    """Limits as a receiver sees them, with 1, 2 and 4 workers and with 2 nodes."""
+    with _work(work) as directory:
+        if not shaping.run(directory, Results(out, "shaping", console), seconds=8.0 if quick else 30.0):
+            console.print("[red]the receiver saw more than a limit allows[/red]")
+            raise typer.Exit(1)
+
+
 app.command(name="faults")(faults.main)
 
 
 @app.command(name="all")
 def run_all(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
     """Everything, into the results that README shows."""
-    commands: tuple[Callable[..., None], ...] = (loads_command, relay_command, idle_command, backlog_command)
-    for command in commands:
+    commands: tuple[Callable[..., None], ...] = (
+        loads_command,
+        relay_command,
+        idle_command,
+        backlog_command,
+        blocked_command,
+    )
+    for command in (*commands, throttle_command, shaping_command):
         command(work=work, out=out, quick=quick)
     faults.main(kills=6 if quick else 100, freezes=not quick, out=out)
 

@@ -1,9 +1,11 @@
-"""Bar charts as SVG, without a plotting library."""
+"""Bar and line charts as SVG, without a plotting library."""
 
 from collections.abc import Sequence
 from html import escape
 
 COLOURS = {"mailerd": "#2563eb", "postfix": "#9ca3af", "postfix-tuned": "#6b7280"}
+CURVES = ("#9ca3af", "#a855f7", "#d97706", "#2563eb")  # the last one is ours
+LIMIT = "#e5e7eb"
 OTHER = "#d97706"
 LABEL, WIDTH, BAR, GAP, VALUE = 190, 480, 15, 14, 110  # pixels
 
@@ -23,6 +25,46 @@ def bars(title: str, groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], 
             y += BAR
         y += GAP
     return _group(parts, y)
+
+
+def lines(
+    title: str, limit: tuple[str, Sequence[float]], curves: Sequence[tuple[str, Sequence[float]]], *, hours: float
+) -> str:
+    """Curves over `hours` on one scale, with evenly spaced values, before the area of what would have been possible."""
+    left, top, width, height = 40, 46, LABEL + WIDTH + VALUE - 60, 150
+    highest = 1.1 * max(max(values) for _, values in (limit, *curves)) or 1.0
+    bottom = top + height
+    parts, legend = [_text(0, 16, title, weight="bold")], 0.0
+
+    def line(values: Sequence[float]) -> str:
+        """Steps: a value holds for its whole stretch of time."""
+        step = width / len(values)
+        heights = [bottom - value / highest * height for value in values]
+        return " ".join(
+            f"{left + n * step:.1f},{y:.1f} {left + (n + 1) * step:.1f},{y:.1f}" for n, y in enumerate(heights)
+        )
+
+    for (name, _), colour in zip((limit, *reversed(curves)), (LIMIT, *reversed(CURVES)), strict=False):
+        parts.append(f'<rect x="{left + legend:.0f}" y="27" width="10" height="10" fill="{colour}"/>')
+        parts.append(_text(left + legend + 14, 36, name, size=11))
+        legend += 40 + 6.2 * len(name)
+    parts.append(
+        f'<polygon points="{left},{bottom} {line(limit[1])} {left + width},{bottom}" fill="{LIMIT}" stroke="none"/>'
+    )
+    for (_, values), colour in zip(curves, CURVES[-len(curves) :], strict=True):
+        parts.append(f'<polyline points="{line(values)}" fill="none" stroke="{colour}" stroke-width="1.4"/>')
+    for share in (0.0, 0.5, 1.0):
+        value = highest / 1.1 * share
+        y = bottom - value / highest * height
+        parts.append(f'<line x1="{left - 4}" x2="{left}" y1="{y:.1f}" y2="{y:.1f}" stroke="#374151"/>')
+        parts.append(_text(0, y + 4, f"{value:.1f}", size=11))
+    every = 1 if hours <= 8 else 4
+    parts.extend(
+        _text(left + hour / hours * width - 6, bottom + 14, f"{hour} h", size=11)
+        for hour in range(0, int(hours) + 1, every)
+    )
+    parts.append(f'<path d="M{left},{top} V{bottom} H{left + width}" fill="none" stroke="#374151"/>')
+    return _group(parts, bottom + 20)
 
 
 def page(charts: Sequence[str]) -> str:

@@ -1,8 +1,9 @@
 """What the main process and a worker say to each other.
 
 The worker reads its `Assignment`, one JSON object, from standard input. Then it speaks over the control socket, one
-line each: `ready` once it serves, `ping` every `PING` seconds from the very start. The end of the control socket means
-that the main process is gone; then the worker must be gone at once too, since nobody watches it any more.
+line each: `ready` once it serves, `ping` every `PING` seconds from the very start, and an `Answer` to every `Order`
+that the main process sends there; both are JSON objects. The end of the control socket means that the main process is
+gone; then the worker must be gone at once too, since nobody watches it any more.
 """
 
 import asyncio
@@ -10,20 +11,25 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import structlog
 
+from mailerd.config.documents import Documents
+from mailerd.errors import ConfigError
+
 log = structlog.get_logger()
 
 PING = 2.0  # seconds
 SILENCE = 30.0  # seconds without a ping: the worker hangs, and is killed
+MAX_PROBLEM = 2_000  # characters
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    config_path: str
+    started: Documents  # what the daemon was started with: it decides what cannot change before a restart
+    documents: Documents  # what is in force now
     data_dir: str
     node: str  # this installation among those that share the database
     database_url: str
@@ -31,6 +37,20 @@ class Assignment(msgspec.Struct, frozen=True):
     http: list[int]  # file descriptors
     control: int  # file descriptor
     slot: int = 0  # which of the daemon's workers this is, from 0
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Work by these documents from now on."""
+
+    number: int
+    documents: Documents
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """It is done; or the problem, and everything stays as it was."""
+
+    number: int
+    problem: str = ""
 
 
 def read_assignment() -> Assignment:
@@ -43,6 +63,7 @@ class Control:
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
         self._socket.setblocking(False)
+        self._orders: asyncio.Queue[bytes] = asyncio.Queue()
 
     def ready(self) -> None:
         """Say that this worker serves."""
@@ -63,15 +84,34 @@ class Control:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._socket.close()
 
+    async def follow(self, reload: Callable[[Documents], Awaitable[None]]) -> None:
+        """Carry out the orders that come, also those that came before, one after the other."""
+        while True:
+            order = msgspec.json.decode(await self._orders.get(), type=Order)
+            problem = ""
+            try:
+                await reload(order.documents)
+            except ConfigError as error:
+                problem = str(error)
+                log.error("reload.refused", problems=list(map(str, error.problems)))
+            except Exception as error:
+                problem = f"{type(error).__name__}, see the log"
+                log.exception("reload.failed")
+            answer = Answer(order.number, problem[:MAX_PROBLEM])
+            await asyncio.get_running_loop().sock_sendall(self._socket, msgspec.json.encode(answer) + b"\n")
+
     async def _ping(self) -> None:
         while True:
             self._say(b"ping\n")
             await asyncio.sleep(PING)
 
     async def _watch(self) -> None:
+        rest = b""
         with suppress(OSError):
-            while await asyncio.get_running_loop().sock_recv(self._socket, 64):
-                pass
+            while data := await asyncio.get_running_loop().sock_recv(self._socket, 65_536):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._orders.put_nowait(line)
         log.error("main_process.lost")
         os.kill(os.getpid(), signal.SIGKILL)
 

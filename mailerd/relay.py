@@ -8,14 +8,28 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mailerd.config import Config
+from mailerd.config.shaping import BUILTIN_NAME, ShapingRules, builtin_shaping, parse_shaping
 from mailerd.db import Pool
 from mailerd.delivery.attempt import Attempts
 from mailerd.delivery.dispatcher import Dispatcher
+from mailerd.delivery.effects import Effect, Effects, EffectStore
+from mailerd.delivery.explain import ConfigText, Explainer
+from mailerd.delivery.grants import Grants, GrantStore
 from mailerd.delivery.identity import Identity
+from mailerd.delivery.ledger import Ledger
+from mailerd.delivery.mta_sts import StsPolicies, StsStore
 from mailerd.delivery.notices import Notices
 from mailerd.delivery.resolver import Resolver
 from mailerd.delivery.routing import Router
 from mailerd.delivery.settler import Settler
+from mailerd.delivery.shaping import RuleBook
+from mailerd.delivery.source_watch import SourceStates, SourceStore, SourceWatch
+from mailerd.delivery.sources import Sources
+from mailerd.delivery.tls_policy import TlsOutcome
+from mailerd.delivery.tls_reports import TlsReports, TlsResultStore
+from mailerd.delivery.traffic import Traffic
+from mailerd.delivery.upkeep import Upkeep
+from mailerd.delivery.warmup_budgets import WarmUps, WarmUpStore
 from mailerd.intake.idempotency import IdempotencyStore
 from mailerd.intake.submission import Submitter
 from mailerd.queue import journal
@@ -30,12 +44,30 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def pause_after(seconds: float) -> float:
+    """How long not to read whole tables again after it took so long: a backlog must not cost more than 1 %."""
+    return seconds * 100 if seconds > 0.1 else 0.0
+
+
 def journal_path(data_dir: str, worker: int) -> Path:
     return Path(data_dir) / "journal" / str(worker)
 
 
+def ledger_path(data_dir: str) -> Path:
+    return Path(data_dir) / "ledger"
+
+
+def builtin_rules() -> ShapingRules:
+    """The shaping rules that ship with mailerd."""
+    return parse_shaping({BUILTIN_NAME: builtin_shaping()})
+
+
 class Relay:
-    """`submitter` takes mail in, `dispatcher` sends it; `worker` numbers the lease that owns what is in memory."""
+    """`submitter` takes mail in, `dispatcher` sends it; `worker` numbers the lease that owns what is in memory.
+
+    `slot` is which of the node's `workers` this one is, from 0; `node` the installation among those that share the
+    database; `rules` the shaping rules.
+    """
 
     def __init__(
         self,
@@ -44,11 +76,20 @@ class Relay:
         worker: int,
         *,
         workers: int = 1,
+        slot: int = 0,
+        node: str = "",
+        rules: ShapingRules | None = None,
         clock: Callable[[], datetime] = utc_now,
         silent_for: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._config = config
         self._clock = clock
+        self._forget_after = 0.0  # of the monotonic clock
+        self._pool = pool
+        self._node = node
+        self._rules = rules or builtin_rules()
+        book = RuleBook(self._rules, config.delivery)
+        self.ledger = Ledger(ledger_path(config.data_dir), slot, workers)
         self.journal = journal.Journal(journal_path(config.data_dir, worker))
         self.store = QueueStore(pool, keep_bodies=config.retention.bodies > 0)
         self.idempotency = IdempotencyStore(pool)
@@ -57,28 +98,71 @@ class Relay:
         ids = IdMaker(worker, lambda: int(time.time() * 1000))
         # As many event loops as cores: signing in them costs least. Fewer: a thread uses the core that is left.
         self._signers = ThreadPoolExecutor(1, "dkim") if workers < len(os.sched_getaffinity(0)) else None
-        attempts = Attempts(
+        self.identity = Identity(config)
+        self._notices = Notices(config, ids.next)
+        self._attempts = Attempts(
             config,
             store=self.store,
-            identity=Identity(config),
+            identity=self.identity,
             settler=self._settler,
-            notices=Notices(hostname=config.hostname, pool=config.streams["transactional"].pool, next_id=ids.next),
+            notices=self._notices,
             journal=self.journal,
             clock=clock,
             signers=self._signers,
         )
+        self.effects = Effects(EffectStore(pool), clock)
+        self._warmups = WarmUps(config, WarmUpStore(pool), clock)
+        self.states = SourceStates(config, SourceStore(pool), node)
+        self._watch = SourceWatch(config, SourceStore(pool), self._resolver, node, clock=clock)
+        self._reports = TlsReports(
+            config, TlsResultStore(pool), resolver=self._resolver, submit=self._report, clock=clock
+        )
+        self._policies = StsPolicies(
+            StsStore(pool),
+            self._resolver,
+            clock=clock,
+            note=self._note_tls,
+            allow_private=config.delivery.allow_private,
+        )
+        self._router = Router(config, self._resolver, sts=self._policies, note=self._note_tls)
+        self._sources = Sources(config, lambda: self.states.failing)
+        grants = Grants(GrantStore(pool), self.ledger, node)
+        self.traffic = Traffic(
+            config,
+            book,
+            ledger=self.ledger,
+            effects=self.effects,
+            warmups=self._warmups,
+            grants=grants,
+            clock=clock,
+            brake=self._brake,
+        )
         self.dispatcher = Dispatcher(
             config,
-            router=Router(config, self._resolver),
+            router=self._router,
+            sources=self._sources,
+            traffic=self.traffic,
+            tls_outcome=self._reports.note,
             store=self.store,
             leases=WorkerStore(pool),
             journal=self.journal,
-            attempts=attempts,
+            attempts=self._attempts,
             settler=self._settler,
             worker=worker,
-            workers=workers,
             clock=clock,
             silent_for=silent_for,
+        )
+        self.upkeep = Upkeep(
+            effects=self.effects,
+            states=self.states,
+            watch=self._watch,
+            grants=grants,
+            warmups=self._warmups,
+            policies=self._policies,
+            reports=self._reports,
+            dispatcher=self.dispatcher,
+            store=self.store,
+            first=slot == 0,
         )
         self._commit = GroupCommit(
             self.store,
@@ -99,6 +183,51 @@ class Relay:
             workers=workers,
         )
 
+    def reconfigure(self, config: Config, identity: Identity, rules: ShapingRules) -> None:
+        """Work by these from now on; `identity` is that of `config`. What is in hand and what was counted stays."""
+        self._config = config
+        self._rules = rules
+        self.identity = identity
+        self._notices.reconfigure(config)
+        self._attempts.reconfigure(config, identity)
+        self._router.reconfigure(config)
+        self._sources.reconfigure(config)
+        self.states.reconfigure(config)
+        self._watch.reconfigure(config)
+        self._warmups.reconfigure(config)
+        self._reports.reconfigure(config)
+        self._policies.reconfigure(allow_private=config.delivery.allow_private)
+        self.traffic.reconfigure(config, RuleBook(rules, config.delivery))
+        self.dispatcher.reconfigure(config)
+        self.upkeep.changed()
+        self.submitter.reconfigure(config)
+
+    async def start(self) -> None:
+        """Look at what holds (sources, brakes, budgets), and go on looking."""
+        await self.upkeep.start()
+
+    def explainer(self, text: ConfigText) -> Explainer:
+        """Says why mail waits, as of now; `text` is that of the configuration in force."""
+        return Explainer(
+            self._config,
+            self._rules,
+            self._pool,
+            self._router,
+            ledger=ledger_path(self._config.data_dir),
+            node=self._node,
+            text=text,
+            clock=self._clock,
+        )
+
+    def _brake(self, effect: Effect) -> None:
+        self.upkeep.brake(effect)
+
+    def _note_tls(self, outcome: TlsOutcome) -> None:
+        self._reports.note(outcome, "")
+
+    async def _report(self, sender: str, recipient: str, content: bytes) -> None:
+        await self.submitter.submit_report(sender, recipient, content)
+
     def _release(self, recipients: Sequence[Recipient]) -> None:
         self.dispatcher.release(recipients)
 
@@ -108,10 +237,13 @@ class Relay:
         retention = self._config.retention
         await self.dispatcher.expire()
         self.dispatcher.forget_unblocked()
-        await self.store.mend_queues()
+        await self.store.mend_queues(now)
+        if (begun := time.monotonic()) < self._forget_after:
+            return
         bodies_before = int((now - timedelta(seconds=retention.bodies)).timestamp() * 1000)
         await self.store.forget(now=now, bodies_before=first_id_at(bodies_before) if retention.bodies else None)
         await self.idempotency.forget(now - timedelta(seconds=retention.idempotency_keys))
+        self._forget_after = time.monotonic() + pause_after(time.monotonic() - begun)
 
     async def drained(self) -> None:
         """Wait until what was submitted is committed and every result so far is recorded."""
@@ -122,6 +254,8 @@ class Relay:
         """Let what is under way end, for so long; put back the rest."""
         await self._commit.drained()
         await self.dispatcher.stop(seconds)
+        await self.upkeep.stop()
         await self._resolver.close()
+        self.ledger.close()
         if self._signers is not None:
             self._signers.shutdown(wait=False)

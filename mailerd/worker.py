@@ -5,8 +5,11 @@ import gc
 import os
 import signal
 import socket
+import ssl
 import time
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import asyncpg
@@ -16,8 +19,14 @@ import uvloop
 
 from mailerd import logs, metrics
 from mailerd.assignment import Assignment, Control, read_assignment
-from mailerd.config import Config, load
+from mailerd.config import Config
+from mailerd.config.documents import Documents, parse_reloaded
+from mailerd.config.shaping import ShapingRules
 from mailerd.db import connect_pool
+from mailerd.delivery.effects import CHANNEL as TRAFFIC
+from mailerd.delivery.effects import EffectStore
+from mailerd.delivery.explain import ConfigText
+from mailerd.delivery.identity import Identity
 from mailerd.intake.authenticator import Authenticator
 from mailerd.intake.credentials import CredentialStore
 from mailerd.intake.shares import Shares
@@ -27,7 +36,7 @@ from mailerd.queue.commit import LOST
 from mailerd.queue.control import CHANNEL, UNBLOCK_ALL, ControlStore, MessageControl, Selection
 from mailerd.queue.trace import TraceStore
 from mailerd.queue.workers import BEAT_EVERY, Watch, WorkerStore
-from mailerd.relay import Relay, utc_now
+from mailerd.relay import Relay, pause_after, utc_now
 from mailerd.web.app import build_app
 from mailerd.web.server import HttpServer
 from mailerd.web.services import Limits, Services
@@ -41,13 +50,40 @@ STOP_HTTP = 10.0
 STOP_DELIVERY = 12.0  # seconds for attempts under way; those cut off are in doubt
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker works by: the configuration, and what was loaded for it."""
+
+    config: Config
+    text: ConfigText
+    rules: ShapingRules
+    identity: Identity
+    tls: ssl.SSLContext | None
+
+
 def main() -> None:
     """Run the worker that standard input describes, until SIGTERM."""
     assignment = read_assignment()
-    config = load(assignment.config_path, environ=os.environ)
-    config = msgspec.structs.replace(config, hostname=config.hostname or socket.getfqdn(), data_dir=assignment.data_dir)
-    logs.set_up(config.log)
-    uvloop.run(Worker(config, assignment).run())
+    settings = load_settings(assignment, assignment.documents)
+    logs.set_up(settings.config.log)
+    uvloop.run(Worker(settings, assignment).run())
+
+
+def load_settings(assignment: Assignment, documents: Documents) -> Settings:
+    """Make all that can be wrong with a configuration. Raises `ConfigError`, and `OSError` for a bad certificate."""
+    new = parse_reloaded(assignment.started, documents, os.environ)
+    config = msgspec.structs.replace(
+        new.config, hostname=new.config.hostname or _own_name(), data_dir=assignment.data_dir
+    )
+    text = ConfigText(documents.path, documents.text)
+    identity = Identity(config, documents.keys)
+    return Settings(config, text, new.rules, identity, server_context(config.tls, documents.keys))
+
+
+@cache
+def _own_name() -> str:
+    """Asked once: it may take a name server, and should not change while we run."""
+    return socket.getfqdn()
 
 
 def tame_collector() -> None:
@@ -60,10 +96,10 @@ def tame_collector() -> None:
 class Worker:
     """Builds everything from the configuration, runs it, and takes it down in order."""
 
-    def __init__(self, config: Config, assignment: Assignment) -> None:
-        self._config = config
+    def __init__(self, settings: Settings, assignment: Assignment) -> None:
+        self._settings = settings
         self._assignment = assignment
-        self._workers = len(os.sched_getaffinity(0)) if config.workers == "auto" else config.workers
+        self._workers = len(os.sched_getaffinity(0)) if settings.config.workers == "auto" else settings.config.workers
         self._stopping = asyncio.Event()
         self._sweep_now = asyncio.Event()
         self._last_beat = time.monotonic()
@@ -77,11 +113,13 @@ class Worker:
             await self._start()
             tame_collector()
             control.ready()
+            orders = asyncio.create_task(control.follow(self._reload), name="reload")
             await self._stopping.wait()
+            orders.cancel()
             await self._stop()
 
     async def _start(self) -> None:
-        config = self._config
+        config = self._settings.config
         self._pool = await connect_pool(self._assignment.database_url, min=1, max=config.database.connections)
         self._leases = WorkerStore(self._pool)
         self._number = await self._leases.register(self._assignment.node, os.getpid())
@@ -91,8 +129,13 @@ class Worker:
             self._pool,
             self._number,
             workers=self._workers,
+            slot=self._assignment.slot,
+            node=self._assignment.node,
+            rules=self._settings.rules,
             silent_for=lambda: time.monotonic() - self._last_beat,
         )
+        self._relay.upkeep.seen(sorted({worker.node for worker in await self._leases.all()}))
+        await self._relay.start()
         self._background = [
             asyncio.create_task(work, name=name)
             for work, name in (
@@ -106,11 +149,10 @@ class Worker:
         await self._open_listeners()
 
     async def _open_listeners(self) -> None:
-        config = self._config
+        config = self._settings.config
         credentials = CredentialStore(self._pool)
-        authenticator = Authenticator(credentials, failures=config.smtp.auth_failures)
-        memory = Memory(config.smtp.data_memory)
-        tls = server_context(config.tls)
+        self._authenticator = Authenticator(credentials, failures=config.smtp.auth_failures)
+        self._memory = Memory(config.smtp.data_memory)
         shares = Shares(Path(config.data_dir) / "connections", self._assignment.slot, self._workers)
         self._listeners = [
             SmtpListener(
@@ -119,9 +161,9 @@ class Worker:
                 limits=config.smtp,
                 hostname=config.hostname,
                 submitter=self._relay.submitter,
-                authenticator=authenticator,
-                memory=memory,
-                tls=tls,
+                authenticator=self._authenticator,
+                memory=self._memory,
+                tls=self._settings.tls,
                 shares=shares,
             )
             for descriptor, index in self._assignment.listeners
@@ -131,27 +173,58 @@ class Worker:
         self._http: list[HttpServer] = []
         if config.http is None:
             return
-        limits = Limits(
-            max_body=config.http.max_body,
-            max_message=config.smtp.max_size,
-            max_recipients=config.smtp.max_recipients,
-            memory=config.smtp.data_memory,
-            stop=STOP_HTTP,
-        )
+        self._limits = Limits(stop=STOP_HTTP)
+        self._set_http_limits(config)
         services = Services(
             submitter=self._relay.submitter,
-            authenticator=authenticator,
+            authenticator=self._authenticator,
             mail=TraceStore(self._pool),
             control=MessageControl(ControlStore(self._pool, keep_bodies=config.retention.bodies > 0), utc_now),
+            explainer=lambda: self._relay.explainer(self._settings.text),
+            effects=EffectStore(self._pool),
             ping=self._leases.ping,
             stopping=self._stopping.is_set,
             cursor_key=await credentials.secret(),
-            limits=limits,
+            limits=self._limits,
         )
         app = build_app(services)
-        self._http = [HttpServer(app, socket.socket(fileno=descriptor), limits) for descriptor in self._assignment.http]
+        self._http = [
+            HttpServer(app, socket.socket(fileno=descriptor), self._limits) for descriptor in self._assignment.http
+        ]
         for server in self._http:
             await server.start()
+
+    def _set_http_limits(self, config: Config) -> None:
+        if config.http is not None:
+            self._limits.max_body = config.http.max_body
+        self._limits.max_message = config.smtp.max_size
+        self._limits.max_recipients = config.smtp.max_recipients
+        self._limits.memory = config.smtp.data_memory
+
+    # another configuration
+
+    async def _reload(self, documents: Documents) -> None:
+        """Take on another configuration, or raise and go on with the one we have. No connection is closed."""
+        # What can fail does so before anything changes, and what takes long happens beside the mail.
+        new, old = await asyncio.to_thread(load_settings, self._assignment, documents), self._settings
+        try:
+            self._take_on(new)
+        except BaseException:
+            self._take_on(old)
+            raise
+        self._settings = new
+        log.info("worker.reloaded", number=self._number)
+
+    def _take_on(self, settings: Settings) -> None:
+        config = settings.config
+        self._relay.reconfigure(config, settings.identity, settings.rules)
+        self._authenticator.reconfigure(config.smtp.auth_failures)
+        self._memory.reconfigure(config.smtp.data_memory)
+        self._set_http_limits(config)
+        for listener, (_, index) in zip(self._listeners, self._assignment.listeners, strict=True):
+            listener.reconfigure(
+                config.listeners[index], limits=config.smtp, hostname=config.hostname, tls=settings.tls
+            )
 
     # in the background
 
@@ -166,7 +239,9 @@ class Worker:
                     log.error("worker.declared_dead", number=self._number)
                     os.kill(os.getpid(), signal.SIGKILL)  # others have our mail: send nothing more, settle nothing more
                 self._last_beat = begun
-                for dead in watch.dead(await self._leases.all(), begun):
+                living = await self._leases.all()
+                self._relay.upkeep.seen(sorted({worker.node for worker in living}))
+                for dead in watch.dead(living, begun):
                     freed = await self._leases.release(dead.number, None)
                     log.warning("worker.taken_over", number=dead.number, node=dead.node, recipients=freed)
                     self._relay.dispatcher.wake()
@@ -178,12 +253,14 @@ class Worker:
                 log.exception("beat.failed")
 
     async def _sweep(self) -> None:
+        count_after = 0.0  # of the monotonic clock
         while True:
             try:
                 self._sweep_now.clear()
                 await self._relay.sweep()
-                if self._assignment.slot == 0:  # one of us is enough: it reads the whole queue
+                if self._assignment.slot == 0 and (begun := time.monotonic()) >= count_after:  # one of us is enough
                     metrics.waiting(await self._relay.store.depth())
+                    count_after = time.monotonic() + pause_after(time.monotonic() - begun)
             except LOST as error:
                 log.warning("sweep.interrupted", error=str(error))
             except Exception:
@@ -206,6 +283,7 @@ class Worker:
                 connection = await asyncpg.connect(self._assignment.database_url)
                 connection.add_termination_listener(lambda _, lost=lost: lost.set())
                 await connection.add_listener(CHANNEL, self._on_recall)
+                await connection.add_listener(TRAFFIC, lambda *_: self._relay.upkeep.changed())
                 await lost.wait()
             except LOST as error:
                 log.warning("recall.interrupted", error=str(error))

@@ -17,7 +17,13 @@ PURE = (
     *sorted(ROOT.glob("config/*.py")),
     ROOT / "queue/retry.py",
     ROOT / "queue/ids.py",
+    ROOT / "delivery/control.py",
     ROOT / "delivery/verdict.py",
+    ROOT / "delivery/dane.py",
+    ROOT / "delivery/tls_policy.py",
+    ROOT / "delivery/shaping.py",
+    ROOT / "delivery/shaping_lint.py",
+    ROOT / "delivery/warmup.py",
 )
 IMPURE_MODULES = {"asyncio", "asyncpg", "aiohttp", "aiosmtplib", "socket", "ssl", "threading", "time", "uvloop"}
 CLOCKS = {"now", "utcnow", "today", "localtime", "formatdate", "make_msgid"}  # of datetime, date and email.utils

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from mailerd import config
 from mailerd.config import Config, Duration, Endpoint, Rate, load, parse, values
+from mailerd.config.checks import BUILT_IN_PLANS
+from mailerd.delivery.warmup import PLANS
 from mailerd.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -82,7 +84,7 @@ streams:
   transactional:
     expires: 3 days
     pool: fast
-delivery: {connections_per_site: 0}
+delivery: {connections_per_path: 0}
 sandbox: [1]
 first_key: yes
 """
@@ -96,7 +98,7 @@ first_key: yes
         "m.yaml:6: listeners[1].starttls: 'maybe': expected off or optional or required",
         "m.yaml:9: streams.transactional.expires: '3 days': expected a duration: a number and ms, s, m, h, d, w or y, "
         "such as 500ms, 20m, 4d; or 0",
-        "m.yaml:11: delivery.connections_per_site: '0': expected a whole number from 1 to 1000",
+        "m.yaml:11: delivery.connections_per_path: '0': expected a whole number from 1 to 1000",
         "m.yaml:12: sandbox: a list does not fit here: expected a mapping (key: value); leave the key out for its "
         "default",
         "m.yaml:13: first_key: 'yes': expected true or false",
@@ -129,13 +131,23 @@ first_key: yes
         ("smtp: {max_size: 25MX}", "smtp.max_size: '25MX': expected a size"),
         ("smtp: {auth_failures: 5/year}", "smtp.auth_failures: '5/year': expected a rate"),
         ("sources: {a: {address: 300.1.1.1}}", "sources.a.address: '300.1.1.1': expected an address"),
-        ("sources: {a: {warmup: {plan: standard}}}", "sources.a.warmup: unknown key: allowed are address, ehlo"),
-        ("shaping: {files: [shaping.yaml]}", "shaping: unknown key"),
+        ("sources: {a: {warmup: {plans: standard}}}", "sources.a.warmup.plans: unknown key (did you mean plan?)"),
+        ("shaping: {files: shaping.yaml}", "shaping.files: 'shaping.yaml': expected a list"),
         ("resolver: {nameservers: [dns.example]}", "resolver.nameservers[0]: 'dns.example': expected an address"),
         # What must fit together
         (
             "pools: {default: {sources: [{name: m}]}}",
             "pools.default.sources[0].name: there is no source 'm': no sources",
+        ),
+        (
+            "sources: {a: {address: 127.0.0.5}, b: {address: 127.0.0.5}}",
+            "m.yaml:1: sources.b.address: is that of source 'a' already",
+        ),
+        ("sources: {a: {address: '::'}}", "sources.a.address: expected an address of this host"),
+        ("source_checks: {every: 0}", "m.yaml:1: source_checks.every: expected at least 1s"),
+        (
+            "source_checks: {lists: [{zone: a.example}, {zone: A.example}]}",
+            "source_checks.lists[1].zone: list a.example is here twice",
         ),
         ("streams: {transactional: {pool: x}}", "streams.transactional.pool: there is no pool 'x': pools are default"),
         ("streams: {news: {}}", "m.yaml:1: streams: stream transactional must be here"),
@@ -178,8 +190,25 @@ first_key: yes
         ),
         ("domains: {Example.COM: {}}", "domains.Example.COM: expected it in lower case and A-labels: example.com"),
         ("domains: {a.example: {dkim: [{selector: 'a b', key_file: f}]}}", "selector: 'a b': expected letters"),
+        (
+            "tls_reports: {organization: Us}",
+            "m.yaml:1: tls_reports.sender: an organization that reports needs a sender",
+        ),
+        ("tls_reports: {organization: Us, sender: us}", "tls_reports.sender: expected an address"),
+        ("tls_reports: {organization: Us, sender: a@B.example}", "tls_reports.sender: expected an ASCII address"),
+        (
+            "domains: {example.com: {}}\ntls_reports: {organization: Us, sender: tls@example.com}",
+            "m.yaml:2: tls_reports.sender: reports have to be signed: example.com needs an entry with dkim",
+        ),
+        ("tls_reports: {contact: Ann}", "tls_reports.contact: expected an address"),
         ("smtp: {command_timeout: 0}", "smtp.command_timeout: expected more than 0"),
         ("resolver: {min_ttl: 2d}", "resolver.min_ttl: is longer than max_ttl"),
+        ("resolver: {dnssec: require}", "resolver.dnssec: require needs validating name servers on this machine"),
+        (
+            "resolver: {dnssec: require, nameservers: ['[::1]:53', 9.9.9.9]}",
+            "resolver.nameservers[1]: is not on this machine",
+        ),
+        ("resolver: {dnssec_probe: a b}", "resolver.dnssec_probe: 'a b'"),
         ("delivery: {retry: [1m, 0]}", "delivery.retry[1]: expected at least 1s"),
         ("tls: {certificate: credential:c, key: k}", "tls.certificate: 'credential:c': needs $CREDENTIALS_DIRECTORY"),
     ],
@@ -187,6 +216,12 @@ first_key: yes
 def test_bad_input_is_refused_with_what_is_allowed(text: str, expected: str) -> None:
     found = problems(text)
     assert any(expected in problem for problem in found), found
+
+
+def test_reports_may_be_signed_by_a_parent_domain() -> None:
+    text = "domains: {example.com: {dkim: [{selector: s, key_file: f}]}}\n"
+    text += "tls_reports: {organization: Us, sender: tls@mail.example.com, contact: ann@example.com}"
+    assert parse(text).tls_reports.sender == "tls@mail.example.com"
 
 
 def test_one_slip_gives_one_problem() -> None:
@@ -373,3 +408,30 @@ TREES = st.recursive(
 def test_no_text_makes_the_reader_fail_in_another_way(text: str) -> None:
     with contextlib.suppress(ConfigError):
         assert isinstance(parse(text), Config)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "sources: {a: {warmup: {plan: fast}}}\nwarmup: {plans: {ours: {stages: [1]}}}",
+            "sources.a.warmup.plan: there is no plan 'fast': plans are documents, standard, conservative, ours",
+        ),
+        ("warmup: {plans: {standard: {stages: [1]}}}", "warmup.plans.standard: is a built-in plan"),
+        ("warmup: {plans: {a b: {stages: [1]}}}", "warmup.plans.a b: expected a name of a-z"),
+        ("warmup: {plans: {ours: {stages: []}}}", "warmup.plans.ours.stages: expected at least one stage"),
+        ("warmup: {plans: {ours: {stages: [5, 5]}}}", "warmup.plans.ours.stages[1]: stages grow: expected more than 5"),
+        ("warmup: {plans: {ours: {stages: [2000000000]}}}", "ours.stages: expected at most 1000000000 recipients"),
+        ("warmup: {plans: {ours: {stages: [0]}}}", "warmup.plans.ours.stages[0]: '0': expected a whole number"),
+        ("warmup: {idle: 23h}", "warmup.idle: expected at least 1d"),
+    ],
+)
+def test_a_warm_up_that_cannot_be_followed_is_refused(text: str, expected: str) -> None:
+    assert any(expected in problem for problem in problems(text)), problems(text)
+
+
+def test_a_source_may_warm_up_by_a_built_in_plan_or_one_of_its_own() -> None:
+    config = parse("sources: {a: {warmup: {}}, b: {warmup: {plan: ours}}}\nwarmup: {plans: {ours: {stages: [1, 2]}}}")
+
+    assert [source.warmup.plan for source in config.sources.values() if source.warmup] == ["standard", "ours"]
+    assert tuple(PLANS) == BUILT_IN_PLANS

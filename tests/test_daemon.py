@@ -12,6 +12,7 @@ import pytest
 
 from mailerd import db
 from mailerd.assignment import Assignment
+from mailerd.config.documents import Documents
 from mailerd.daemon.data_dir import StartError
 from mailerd.daemon.service import Service
 from mailerd.daemon.workers import Workers
@@ -20,6 +21,9 @@ from mailerd.queue.workers import WorkerStore
 from tests.support.daemon import RunningDaemon
 
 Make = Callable[..., RunningDaemon]
+
+EMPTY = Documents("", "", {})
+NOTHING = Assignment(EMPTY, EMPTY, "", "", "", [], [], -1)
 
 
 @pytest.fixture
@@ -208,8 +212,8 @@ def test_the_service_takes_its_variables_away_from_children():
 
 async def test_a_worker_that_falls_silent_is_killed_and_replaced():
     deaths: asyncio.Queue[int] = asyncio.Queue()
-    nothing = Assignment("", "", "", "", [], [], -1)
-    workers = Workers(1, (sys.executable, "-m", "tests.support.stand_in", "mute"), nothing, [], deaths.put, silence=1.0)
+    command = (sys.executable, "-m", "tests.support.stand_in", "mute")
+    workers = Workers(1, command, NOTHING, [], deaths.put, silence=1.0)
     starting = asyncio.create_task(workers.start())
 
     first, second = await deaths.get(), await deaths.get()
@@ -223,7 +227,7 @@ async def test_workers_that_die_before_they_were_ready_are_not_tried_for_ever():
     async def on_death(_: int) -> None:
         pass
 
-    workers = Workers(1, ("/bin/false",), Assignment("", "", "", "", [], [], -1), [], on_death)
+    workers = Workers(1, ("/bin/false",), NOTHING, [], on_death)
     with pytest.raises(StartError):
         await workers.start()
     await workers.stop(1.0, asyncio.Event())

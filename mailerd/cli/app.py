@@ -9,7 +9,23 @@ from typing import Annotated
 import typer
 
 from mailerd import __version__
-from mailerd.cli import check, credentials, dkim, queue, route, sandbox, search, send_test, trace
+from mailerd.cli import (
+    check,
+    credentials,
+    dkim,
+    effects,
+    explain,
+    queue,
+    reload,
+    route,
+    sandbox,
+    search,
+    send_test,
+    shaping,
+    sources,
+    trace,
+    warmup,
+)
 from mailerd.cli.failure import tell
 from mailerd.cli.options import ConfigOption, JsonOption
 from mailerd.cli.serving import VARIABLE, serve, usual_config
@@ -74,14 +90,20 @@ def version(as_json: JsonOption = False) -> None:
 
 
 app.command("check-config")(check.check_config)
+app.command("reload")(reload.reload)
 app.add_typer(queue.app, name="queue")
 app.command("search")(search.search)
 app.command("trace")(trace.trace)
 app.command("send-test")(send_test.send_test)
+app.command("explain")(explain.explain)
 app.command("explain-route")(route.explain_route)
+app.command("warmup")(warmup.warmup)
 app.add_typer(credentials.app, name="credentials")
 app.add_typer(dkim.app, name="dkim")
+app.add_typer(effects.app, name="effects")
 app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(shaping.app, name="shaping")
+app.add_typer(sources.app, name="sources")
 
 
 def run(arguments: Sequence[str]) -> int:

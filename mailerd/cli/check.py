@@ -1,7 +1,6 @@
 """`mailerd check-config`: everything that can be known to be wrong before a start."""
 
 import os
-import ssl
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,14 +20,14 @@ def check_config(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the configuration, the DKIM keys and the TLS certificate that it names.
+    """Check the configuration, and the shaping files, DKIM keys, TLS certificate and passwords that it names.
 
     Prints a summary, or every problem as `file:line: key: what is wrong` with exit status 78. Nothing is started.
 
     \b
     Examples:
       mailerd check-config /etc/mailerd/mailerd.yaml
-      mailerd check-config && systemctl restart mailerd
+      mailerd check-config && systemctl reload mailerd
     """
     from mailerd.cli.output import print_json
 
@@ -49,42 +48,16 @@ def check_config(
 
 def _checked(path: Path | None) -> "Settings":
     """Load all that a start would load; `ConfigError` with all problems of the first stage that has any."""
-    from mailerd.cli.settings import load
-    from mailerd.delivery.identity import Identity
+    from mailerd.cli.settings import environment, load
+    from mailerd.config.documents import parse_documents, read_documents
+    from mailerd.daemon.files import check_files
 
     settings = load(path)
-    problems = _tls_problems(settings)
-    try:
-        Identity(settings.config)
-    except ConfigError as error:
-        problems += error.problems
-    if problems:
-        raise ConfigError([_placed(problem, settings.path) for problem in problems])
+    environ = environment(settings.path, os.environ)
+    documents = read_documents(settings.path, environ)
+    parse_documents(documents, environ)
+    check_files(settings.config, documents)
     return settings
-
-
-def _tls_problems(settings: "Settings") -> list[ConfigProblem]:
-    from mailerd.intake.smtp_listener import server_context
-
-    try:
-        server_context(settings.config.tls)
-    except ssl.SSLError as error:
-        text = (
-            f"certificate and key cannot be used: {error.reason or error}; both are PEM, and the key is the first one's"
-        )
-        return [ConfigProblem("", 0, "tls", text)]
-    except OSError as error:
-        return [ConfigProblem("", 0, "tls", f"certificate or key cannot be read: {error.strerror}")]
-    return []
-
-
-def _placed(problem: ConfigProblem, path: Path) -> ConfigProblem:
-    """With the line of the configuration that it is about, where nobody said a file."""
-    from mailerd.cli.places import line_of
-
-    if problem.file:
-        return problem
-    return ConfigProblem(str(path), line_of(path, problem.key), problem.key, problem.message)
 
 
 def _plain(problem: ConfigProblem) -> dict[str, object]:

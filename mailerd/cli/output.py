@@ -27,6 +27,8 @@ STYLES = {
     "queued": "yellow",
     "held": "magenta",
     "unknown": "yellow",
+    "warning": "yellow",
+    "failing": "bold red",
     "bounced": "bold red",
     "expired": "bold red",
     "cancelled": "red",

@@ -36,6 +36,7 @@ StreamOption = Annotated[str | None, typer.Option("--stream", metavar="NAME", he
 PoolOption = Annotated[str | None, typer.Option("--pool", metavar="NAME", help="Of this pool.")]
 CredentialOption = Annotated[str | None, typer.Option("--credential", metavar="NAME", help="Submitted with it.")]
 TenantOption = Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Of this tenant.")]
+CampaignOption = Annotated[str | None, typer.Option("--campaign", metavar="NAME", help="Of this campaign.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Everything that waits: said on purpose.")]
 
 WIDE = 120  # columns, from which the reasons have room beside the rest
@@ -71,7 +72,8 @@ def list_queues(
 ) -> None:
     """List the queues, the longest first: how many wait, since when, until when, and what blocks a queue.
 
-    Why each recipient waits: `mailerd queue show`.
+    A queue is named stream/pool/flow/domain. The flow is whose turn it is: a tenant, `tenant:campaign`, or either with
+    a priority, as `tenant!high`. Why each recipient waits: `mailerd queue show`.
 
     \b
     Examples:
@@ -91,9 +93,7 @@ def list_queues(
 
 @app.command("show")
 def show(
-    queue: Annotated[
-        str | None, typer.Argument(metavar="[QUEUE]", help="As `queue list` names it: stream/pool/domain.")
-    ] = None,
+    queue: Annotated[str | None, typer.Argument(metavar="[QUEUE]", help="As `queue list` names it.")] = None,
     message: MessageOption = None,
     recipient: RecipientOption = None,
     domain: DomainOption = None,
@@ -102,6 +102,7 @@ def show(
     pool: PoolOption = None,
     credential: CredentialOption = None,
     tenant: TenantOption = None,
+    campaign: CampaignOption = None,
     limit: LimitOption = 50,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -111,14 +112,15 @@ def show(
     \b
     Examples:
       mailerd queue show
-      mailerd queue show transactional/default/example.com
+      mailerd queue show transactional/default/default/example.com
+      mailerd queue show --campaign spring
       mailerd queue show --recipient ann@example.com
     """
     from mailerd.cli.output import print_json_lines
     from mailerd.cli.settings import load
 
     settings = load(config)
-    selection = _selection(message, recipient, domain, sender, stream, pool, credential, tenant)
+    selection = _selection(message, recipient, domain, sender, stream, pool, credential, tenant, campaign)
     waiting = asyncio.run(_waiting(settings, selection, queue, limit))
     if as_json:
         print_json_lines(map(_plain, waiting))
@@ -138,7 +140,7 @@ HELP = {
 
     \b
     Examples:
-      mailerd queue release --domain example.com
+      mailerd queue release --campaign spring
       mailerd queue release --all
     """,
     Action.RETRY: """Make waiting mail due now, also where its queue is blocked. Held mail stays held.
@@ -178,12 +180,13 @@ def _add_steering(action: Action) -> None:
         pool: PoolOption = None,
         credential: CredentialOption = None,
         tenant: TenantOption = None,
+        campaign: CampaignOption = None,
         everything: AllOption = False,
         yes: YesOption = False,
         config: ConfigOption = None,
         as_json: JsonOption = False,
     ) -> None:
-        selection = _selection(message, recipient, domain, sender, stream, pool, credential, tenant)
+        selection = _selection(message, recipient, domain, sender, stream, pool, credential, tenant, campaign)
         _steer(action, selection, config, everything=everything, yes=yes, as_json=as_json)
 
 
@@ -200,6 +203,7 @@ def _selection(
     pool: str | None,
     credential: str | None,
     tenant: str | None,
+    campaign: str | None,
 ) -> "Selection":
     """What the options mean, with addresses and domains as the queue writes them."""
     from mailerd.queue.control import Selection
@@ -213,6 +217,7 @@ def _selection(
         pool=pool,
         credential=credential,
         tenant=tenant,
+        campaign=campaign,
     )
 
 

@@ -92,7 +92,7 @@ def explain_route(
     settings = load(config)
     if stream not in settings.config.streams:
         raise typer.BadParameter(f"there is no stream {stream!r}, only {', '.join(settings.config.streams)}")
-    asked = Explanation(_domain(address), sender, stream, pool or settings.config.streams[stream].pool)
+    asked = Explanation(domain_of(address), sender, stream, pool or settings.config.streams[stream].pool)
     explanation = asyncio.run(_explain(settings, asked))
     if as_json:
         print_json(explanation)
@@ -102,7 +102,8 @@ def explain_route(
         raise typer.Exit(os.EX_UNAVAILABLE if explanation.refusal.outcome == "bounced" else os.EX_TEMPFAIL)
 
 
-def _domain(address: str) -> str:
+def domain_of(address: str) -> str:
+    """The domain of an address, or of a domain alone, as the queue writes it."""
     from mailerd.wire.address import domain_to_ascii, parse_mailbox
 
     try:
@@ -114,26 +115,28 @@ def _domain(address: str) -> str:
 
 
 async def _explain(settings: "Settings", told: Explanation) -> Explanation:
+    from mailerd.delivery.mta_sts import StsPolicies
     from mailerd.delivery.resolver import Resolver
     from mailerd.delivery.routing import Route, Router
 
     resolver = Resolver(settings.config.resolver)
-    router = Router(settings.config, resolver)
-    facts = {"sender": told.sender, "stream": told.stream, "pool": told.pool}
-    number = router.rule(told.domain, **facts)
+    sts = StsPolicies(None, resolver, allow_private=settings.config.delivery.allow_private)
+    router = Router(settings.config, resolver, sts=sts)
+    number = router.rule(told.domain, sender=told.sender, stream=told.stream, pool=told.pool)
     rule = None if number is None else settings.config.routes[number]
     if number is not None and rule is not None:
         told.rule = _rule(settings, number, rule)
-    route = await router.route(told.domain, **facts)
+    route = await router.route(told.domain, sender=told.sender, stream=told.stream, pool=told.pool)
     await _look_up(settings, resolver, told, rule)
     if isinstance(route, Route):
-        told.site, told.tls = route.site, route.tls
+        told.site, told.tls = route.site, str(route.tls)
         told.username = route.auth.username if route.auth else None
         told.hosts = [Target(host.name, host.address, host.port) for host in route.hosts]
     else:
         verdict = route.verdict
         told.refusal = Refusal(verdict.outcome, verdict.kind, verdict.code, verdict.enhanced, verdict.text)
     await router.close()
+    await sts.close()
     await resolver.close()
     return told
 
@@ -175,7 +178,7 @@ async def _resolve(resolver: "Resolver", exchanger: Exchanger) -> None:
 
 
 def _judge(exchanger: Exchanger, hostname: str, *, private_allowed: bool) -> None:
-    from mailerd.delivery.routing import is_private
+    from mailerd.delivery.resolver import is_private
 
     if not exchanger.name:
         exchanger.note = "null MX: the domain takes no mail"

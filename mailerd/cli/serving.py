@@ -38,17 +38,19 @@ def serve(config_path: Path) -> int:
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # structlog takes it along if it can: 5 MB
     import asyncio
 
-    from mailerd import config, logs
+    from mailerd import logs
     from mailerd.cli.failure import tell
+    from mailerd.config.documents import parse_documents, read_documents
     from mailerd.daemon import run
     from mailerd.errors import ConfigError
 
     try:
-        settings = config.load(config_path, environ=os.environ)
+        documents = read_documents(config_path, os.environ)
+        settings, _ = parse_documents(documents, os.environ)
     except ConfigError as error:
         return tell(error)
     logs.set_up(settings.log)
-    return asyncio.run(run(settings, config_path))
+    return asyncio.run(run(settings, documents))
 
 
 def _without_config(arguments: Sequence[str]) -> list[str]:

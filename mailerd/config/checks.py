@@ -3,16 +3,22 @@
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
 from mailerd.config.tree import Config, Listener, RouteRule, is_loopback
-from mailerd.config.values import Endpoint, parse_hostname
+from mailerd.config.values import Endpoint, parse_endpoint, parse_hostname
+from mailerd.wire.address import parse_mailbox
 
 Place = tuple[str | int, ...]  # the way to a key: ("listeners", 0, "bind")
 Findings = Iterator[tuple[Place, str]]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)  # no slash: queues are named stream/pool/domain
+# What delivery.warmup has tables for; the largest stage that it counts with.
+BUILT_IN_PLANS = ("documents", "standard", "conservative")
+LARGEST_STAGE = 1_000_000_000
+SHORTEST_IDLE = 86_400  # seconds
 SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 # Durations and sizes with which nothing would work at 0.
@@ -60,6 +66,57 @@ def check_database(config: Config) -> Findings:
         fits = False
     if not fits:
         yield ("database", "url"), "expected postgresql://user:password@host:port/name, or null for the embedded server"
+
+
+def check_warmup(config: Config) -> Findings:
+    if config.warmup.idle < SHORTEST_IDLE:
+        yield ("warmup", "idle"), "expected at least 1d: warm-up goes by whole days"
+    for name, plan in config.warmup.plans.items():
+        place: Place = ("warmup", "plans", name)
+        if name in BUILT_IN_PLANS:
+            yield place, "is a built-in plan: give yours another name"
+        elif not NAME.fullmatch(name):
+            yield place, "expected a name of a-z, 0-9, - and _, at most 63 characters"
+        if not plan.stages:
+            yield (*place, "stages"), "expected at least one stage"
+        for index, (stage, following) in enumerate(pairwise(plan.stages), 1):
+            if following <= stage:
+                yield (*place, "stages", index), f"stages grow: expected more than {stage}"
+        if plan.stages and max(plan.stages) > LARGEST_STAGE:
+            yield (*place, "stages"), f"expected at most {LARGEST_STAGE} recipients"
+
+
+def check_warmups(config: Config) -> Findings:
+    plans = (*BUILT_IN_PLANS, *config.warmup.plans)
+    for name, source in config.sources.items():
+        if source.warmup is not None and source.warmup.plan not in plans:
+            place = ("sources", name, "warmup", "plan")
+            yield place, f"there is no plan {source.warmup.plan!r}: {_known('plans', plans)}"
+
+
+def check_sources(config: Config) -> Findings:
+    """Limits are kept by source, and receivers see addresses: one of each."""
+    names: dict[str, str] = {}
+    for name, source in config.sources.items():
+        place = ("sources", name, "address")
+        if source.address is None:
+            continue
+        address = ipaddress.ip_address(source.address)
+        if address.is_unspecified or address.is_multicast:
+            yield place, "expected an address of this host, such as 203.0.113.10, or null: the system chooses"
+        elif source.address in names:
+            yield place, f"is that of source {names[source.address]!r} already"
+        names.setdefault(source.address, name)
+
+
+def check_source_checks(config: Config) -> Findings:
+    if config.source_checks.every < 1:
+        yield ("source_checks", "every"), "expected at least 1s"
+    zones: set[str] = set()
+    for index, block_list in enumerate(config.source_checks.lists):
+        if block_list.zone in zones:
+            yield ("source_checks", "lists", index, "zone"), f"list {block_list.zone} is here twice"
+        zones.add(block_list.zone)
 
 
 def check_sources_of_pools(config: Config) -> Findings:
@@ -190,6 +247,38 @@ def check_domains(config: Config) -> Findings:
             selectors.add(key.selector)
 
 
+def check_tls_reports(config: Config) -> Findings:
+    """Reports without a DKIM signature are thrown away (RFC 8460 section 3)."""
+    reports = config.tls_reports
+    if reports.contact:
+        yield from _address_findings(("tls_reports", "contact"), reports.contact)
+    if not reports.organization:
+        return
+    if not reports.sender:
+        yield ("tls_reports", "sender"), "an organization that reports needs a sender"
+        return
+    faults = list(_address_findings(("tls_reports", "sender"), reports.sender))
+    yield from faults
+    domain = reports.sender.rpartition("@")[2]
+    entry = next((config.domains[name] for name in _with_parents(domain) if name in config.domains), None)
+    if not faults and (entry is None or not entry.dkim):
+        yield ("tls_reports", "sender"), f"reports have to be signed: {domain} needs an entry with dkim under domains"
+
+
+def check_resolver(config: Config) -> Findings:
+    """What `dnssec: require` needs; whether the name servers validate is seen at the start (delivery.resolver)."""
+    settings = config.resolver
+    if settings.dnssec_probe != ".":
+        yield from _name_findings(("resolver", "dnssec_probe"), settings.dnssec_probe)
+    if settings.dnssec != "require":
+        return
+    if not settings.nameservers:
+        yield ("resolver", "dnssec"), "require needs validating name servers on this machine: name them in nameservers"
+    for n, server in enumerate(settings.nameservers):
+        if not is_loopback(parse_endpoint(server).host if server.count(":") == 1 or "]" in server else server):
+            yield ("resolver", "nameservers", n), "is not on this machine, as resolver.dnssec: require needs it"
+
+
 def check_ranges(config: Config) -> Findings:
     for section, key in POSITIVE:
         settings: Any = getattr(config, section)
@@ -212,6 +301,22 @@ def _name_findings(place: Place, name: str) -> Findings:
         yield place, f"expected it in lower case and A-labels: {written}"
 
 
+def _address_findings(place: Place, text: str) -> Findings:
+    try:
+        mailbox = parse_mailbox(text)
+    except ValueError as error:
+        yield place, f"expected an address: {error}"
+        return
+    if mailbox.address != text or not text.isascii():
+        yield place, "expected an ASCII address, its domain in lower case and A-labels"
+
+
+def _with_parents(domain: str) -> Iterator[str]:
+    while domain:
+        yield domain
+        domain = domain.partition(".")[2]
+
+
 def _known(what: str, names: Iterable[str]) -> str:
     return f"{what} are {', '.join(names)}" if list(names) else f"no {what} are defined"
 
@@ -222,12 +327,18 @@ CHECKS: tuple[tuple[frozenset[str], Callable[[Config], Findings]], ...] = (
     (frozenset({"hostname"}), check_hostname),
     (frozenset({"data_dir"}), check_data_dir),
     (frozenset({"database"}), check_database),
+    (frozenset({"warmup"}), check_warmup),
+    (frozenset({"sources", "warmup"}), check_warmups),
+    (frozenset({"sources"}), check_sources),
+    (frozenset({"source_checks"}), check_source_checks),
     (frozenset({"sources", "pools"}), check_sources_of_pools),
     (frozenset({"streams", "pools"}), check_streams),
     (frozenset({"listeners", "tls"}), check_listeners),
     (frozenset({"listeners", "http", "sandbox"}), check_binds),
     (frozenset({"tls"}), check_tls),
+    (frozenset({"resolver"}), check_resolver),
     (frozenset({"routes", "streams", "pools"}), check_routes),
     (frozenset({"domains"}), check_domains),
+    (frozenset({"domains", "tls_reports"}), check_tls_reports),
     (frozenset({section for section, _ in POSITIVE}), check_ranges),
 )

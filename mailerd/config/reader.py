@@ -1,4 +1,6 @@
-"""From YAML text to a `Config`: nodes are matched with the types of the tree, and every problem keeps its line.
+"""From YAML text to a tree of structs: nodes are matched with its types, and every problem keeps its line.
+
+`load` and `parse` make the `Config`; `TreeReader` reads any tree of the same kind, such as the shaping rules.
 
 What a scalar means is decided by the type that is wanted, not by YAML's guesses: `starttls: off` is the word off, a
 password of digits is text, and only `true` and `false` are booleans.
@@ -6,7 +8,7 @@ password of digits is text, and only `true` and `false` are booleans.
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 from msgspec import inspect as types
 
 from mailerd.config.checks import CHECKS, Place
+from mailerd.config.places import dotted
 from mailerd.config.tree import Config
 from mailerd.config.values import PARSERS, FilePath, parse_hostname
 from mailerd.errors import ConfigError, ConfigProblem
@@ -46,7 +49,7 @@ def load(path: Path | str, *, environ: Mapping[str, str]) -> Config:
 
 def parse(text: str, *, file: str = "configuration", environ: Mapping[str, str] | None = None) -> Config:
     """Make a `Config` of YAML text, or raise `ConfigError` with every problem; an empty text gives the defaults."""
-    reader = _Reader(file, environ or {})
+    reader = _ConfigReader(file, environ or {})
     root = reader.compose(text)
     config = Config() if root is None else reader.read(root, TREE, ())
     if config is not INVALID:
@@ -58,15 +61,21 @@ def parse(text: str, *, file: str = "configuration", environ: Mapping[str, str] 
     return config
 
 
-class _Reader:
-    """Reads one file; collects problems instead of stopping at the first."""
+class TreeReader:
+    """Reads one file; collects `problems` instead of stopping at the first.
 
-    def __init__(self, file: str, environ: Mapping[str, str]) -> None:
+    `parsers` are looked up by the type that a scalar is wanted as. `lines` are those of all that the file gives, by
+    their places.
+    """
+
+    def __init__(
+        self, file: str, environ: Mapping[str, str], parsers: Mapping[type, Callable[[str], Any]] = PARSERS
+    ) -> None:
         self.problems: list[ConfigProblem] = []
+        self.lines: dict[Place, int] = {}
         self._file = file
         self._environ = environ
-        self._lines: dict[Place, int] = {}
-        self._overridden: dict[Place, str] = {}  # by which variable or credential
+        self._parsers = parsers
         self._broken: set[str] = set()  # top-level keys with problems: no cross check looks at them
 
     def compose(self, text: str) -> yaml.Node | None:
@@ -87,10 +96,10 @@ class _Reader:
 
     def read(self, node: yaml.Node, wanted: types.Type, place: Place) -> Any:
         """The value of `node` as the wanted type, or INVALID with the problem noted."""
-        self._lines.setdefault(place, _line(node))
+        self.lines.setdefault(place, _line(node))
         if isinstance(wanted, types.UnionType):
             return self._read_union(node, wanted, place)
-        if isinstance(wanted, types.StructType) and wanted.cls not in PARSERS:
+        if isinstance(wanted, types.StructType) and wanted.cls not in self._parsers:
             return self._read_struct(node, wanted, place)
         if isinstance(wanted, types.DictType):
             return self._read_dict(node, wanted, place)
@@ -99,7 +108,7 @@ class _Reader:
         try:
             return self._scalar(node, wanted)
         except ValueError as error:
-            return self._problem(place, f"{_shown(node)}{error}")
+            return self.problem(place, f"{_shown(node)}{error}")
 
     def _read_union(self, node: yaml.Node, wanted: types.UnionType, place: Place) -> Any:
         others = [one for one in wanted.types if not isinstance(one, types.NoneType)]
@@ -113,20 +122,20 @@ class _Reader:
                 return self._scalar(node, one)
             except ValueError as error:
                 refusals.append(str(error).removeprefix("expected "))
-        return self._problem(place, f"{_shown(node)}expected {' or '.join(refusals)}")
+        return self.problem(place, f"{_shown(node)}expected {' or '.join(refusals)}")
 
     def _read_struct(self, node: yaml.Node, wanted: types.StructType, place: Place) -> Any:
-        fields = {field.name: field for field in wanted.fields}
+        fields = {field.encode_name: field for field in wanted.fields}  # by key: `for` is no name in Python
         values, complete = {}, True
         for key, value in self._items(node, place) or ():
             if key in fields:
-                values[key] = self.read(value, fields[key].type, (*place, key))
+                values[fields[key].name] = self.read(value, fields[key].type, (*place, key))
             else:
-                self._problem((*place, key), f"unknown key{_near(key, fields)}: allowed are {', '.join(fields)}")
-        for name, field in fields.items():
-            if field.required and name not in values and isinstance(node, yaml.MappingNode):
-                self._problem((*place, name), "is missing")
-            complete &= not field.required or values.get(name, INVALID) is not INVALID
+                self.problem((*place, key), f"unknown key{_near(key, fields)}: allowed are {', '.join(fields)}")
+        for key, field in fields.items():
+            if field.required and field.name not in values and isinstance(node, yaml.MappingNode):
+                self.problem((*place, key), "is missing")
+            complete &= not field.required or values.get(field.name, INVALID) is not INVALID
         # A bad value with a default is noted already; the rest of the tree is still worth checking.
         return wanted.cls(**{k: v for k, v in values.items() if v is not INVALID}) if complete else INVALID
 
@@ -139,25 +148,25 @@ class _Reader:
 
     def _read_tuple(self, node: yaml.Node, wanted: types.VarTupleType, place: Place) -> Any:
         if not isinstance(node, yaml.SequenceNode):
-            return self._problem(place, f"{_shown(node)}expected a list, such as [one, two]")
+            return self.problem(place, f"{_shown(node)}expected a list, such as [one, two]")
         values = [self.read(item, wanted.item_type, (*place, index)) for index, item in enumerate(node.value)]
         return tuple(value for value in values if value is not INVALID)
 
     def _items(self, node: yaml.Node, place: Place) -> list[tuple[str, yaml.Node]] | None:
         """The pairs of a mapping, keys unique; None when it is no mapping."""
         if not isinstance(node, yaml.MappingNode):
-            self._problem(place, f"{_shown(node)}expected a mapping (key: value); leave the key out for its default")
+            self.problem(place, f"{_shown(node)}expected a mapping (key: value); leave the key out for its default")
             return None
         items: dict[str, yaml.Node] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                self._problem(place, "a key must be plain text", line=_line(key))
+                self.problem(place, "a key must be plain text", line=_line(key))
             elif key.value in items:
-                first = self._lines[(*place, key.value)]
-                self._problem((*place, key.value), f"is here twice, first in line {first}", line=_line(key))
+                first = self.lines[(*place, key.value)]
+                self.problem((*place, key.value), f"is here twice, first in line {first}", line=_line(key))
             else:
                 items[key.value] = value
-                self._lines[(*place, key.value)] = _line(key)
+                self.lines[(*place, key.value)] = _line(key)
         return list(items.items())
 
     def _scalar(self, node: yaml.Node, wanted: types.Type) -> Any:
@@ -177,8 +186,8 @@ class _Reader:
                 raise ValueError(f"expected {' or '.join(map(str, wanted.values))}{_near(text or '', wanted.values)}")
             return text
         kind: type = getattr(wanted, "cls", str)
-        if kind in PARSERS:
-            return PARSERS[kind](text or "")
+        if kind in self._parsers:
+            return self._parsers[kind](text or "")
         if text is None:
             raise ValueError("expected text")
         return self._file_path(text) if kind is FilePath else text
@@ -194,7 +203,27 @@ class _Reader:
             raise ValueError("needs $CREDENTIALS_DIRECTORY, which systemd sets with LoadCredential=")
         return FilePath(Path(directory) / name)
 
-    # The environment, and what must fit together
+    def problem(self, place: Place, message: str, *, line: int | None = None) -> Any:
+        """Note the problem at its line, or at that of the nearest key above; give INVALID."""
+        if place:
+            self._broken.add(str(place[0]))
+        line = self.line_of(place) if line is None else line
+        self.problems.append(ConfigProblem(self._file, line, dotted(place) or "file", message))
+        return INVALID
+
+    def line_of(self, place: Place) -> int:
+        """The line of `place`, else of the nearest key above it."""
+        while place not in self.lines and place:
+            place = place[:-1]
+        return self.lines.get(place, 1)
+
+
+class _ConfigReader(TreeReader):
+    """Reads the configuration, under the environment."""
+
+    def __init__(self, file: str, environ: Mapping[str, str]) -> None:
+        super().__init__(file, environ)
+        self._overridden: dict[Place, str] = {}  # by which variable or credential
 
     def override(self, config: Config) -> Config:
         """Lay what the environment says over what the file says."""
@@ -229,7 +258,7 @@ class _Reader:
         try:
             return parse_hostname(value)
         except ValueError as error:
-            self._problem(("hostname",), str(error))
+            self.problem(("hostname",), str(error))
             return ""
 
     def check(self, config: Config) -> None:
@@ -238,20 +267,13 @@ class _Reader:
         for sections, check in CHECKS:
             if not broken & sections:
                 for place, message in check(config):
-                    self._problem(place, message)
+                    self.problem(place, message)
 
-    def _problem(self, place: Place, message: str, *, line: int | None = None) -> Any:
-        """Note the problem at its line, or at that of the nearest key above; give INVALID."""
-        file, key = self._file, _dotted(place)
-        if place in self._overridden:
-            file, line, key = "environment", 0, self._overridden[place]
-        known = place
-        while line is None:
-            line = self._lines.get(known, None if known else 1)
-            known = known[:-1]
-        if place:
-            self._broken.add(str(place[0]))
-        self.problems.append(ConfigProblem(file, line, key, message))
+    def problem(self, place: Place, message: str, *, line: int | None = None) -> Any:
+        if place not in self._overridden:
+            return super().problem(place, message, line=line)
+        self._broken.add(str(place[0]))
+        self.problems.append(ConfigProblem("environment", 0, self._overridden[place], message))
         return INVALID
 
 
@@ -285,8 +307,3 @@ def _is_null(node: yaml.Node) -> bool:
 
 def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
-
-
-def _dotted(place: Place) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
-    return text.removeprefix(".") or "file"

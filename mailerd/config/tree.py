@@ -4,11 +4,13 @@ A key that nothing reads does not belong here: the reader refuses what the tree 
 """
 
 import ipaddress
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
 from mailerd.config.values import (
+    Date,
     DomainPattern,
     Duration,
     Endpoint,
@@ -17,6 +19,7 @@ from mailerd.config.values import (
     IpAddress,
     NameServer,
     Network,
+    Percent,
     Rate,
     Size,
 )
@@ -65,11 +68,61 @@ class Resolver(Node, frozen=True):
     cache: Annotated[int, Meta(ge=100)] = 50_000  # answers
     min_ttl: Duration = Duration(5)
     max_ttl: Duration = Duration(86_400)
+    # Whether "authenticated data" of the name servers is believed (DANE): auto, if all are named here, are on loopback
+    # and prove to validate; require: the start fails where they are not; off.
+    dnssec: Literal["auto", "require", "off"] = "auto"
+    dnssec_probe: str = "."  # a signed name, by whose SOA a name server shows that it validates
+
+
+class WarmUpOf(Node, frozen=True):
+    """The warm-up of one source."""
+
+    plan: str = "standard"
+    started: Date | None = None  # null: the day of its first mail
+    overflow: Literal["sources", "wait"] = "sources"  # to warm sources of the pool, or wait for the next window
 
 
 class Source(Node, frozen=True):
     address: IpAddress | None = None  # null: the system chooses
     ehlo: Hostname | None = None  # null: hostname
+    warmup: WarmUpOf | None = None  # null: warm
+
+
+class WarmUpPlan(Node, frozen=True, kw_only=True):
+    """How many recipients a source may mail at one provider, stage by stage; a stage lasts at least one sending day."""
+
+    per: Literal["hour", "day"] = "day"
+    stages: tuple[Annotated[int, Meta(ge=1)], ...]
+
+
+class WarmUp(Node, frozen=True):
+    """When a source goes on, stays or goes back in its plan; shares are of a day's recipients, in percent."""
+
+    plans: dict[str, WarmUpPlan] = {}  # beside the built-in ones: documents, standard, conservative
+    advance: Annotated[int, Meta(ge=1, le=100)] = 90  # of the stage delivered that day: the next stage
+    deferred: Annotated[int, Meta(ge=1, le=100)] = 10  # above: hold; above twice of it: one stage back
+    bounced: Annotated[int, Meta(ge=1, le=100)] = 5
+    complained: Percent = Percent(0.3)
+    idle: Duration = Duration(30 * 86_400)  # without mail: start again
+
+
+class BlockList(Node, frozen=True):
+    """A DNS block list (RFC 5782)."""
+
+    zone: Hostname
+    listed: tuple[Network, ...] = (Network("127.0.0.0/8"),)  # answers that mean "listed"
+    refused: tuple[Network, ...] = (Network("127.255.255.0/24"),)  # answers that mean "your resolver is refused"
+
+
+class SourceChecks(Node, frozen=True):
+    """What is looked after for each source with a public address. act: a source that fails leaves its pools."""
+
+    every: Duration = Duration(600)
+    ptr: Literal["act", "warn", "off"] = "act"  # the address has a name that leads back to it
+    ehlo: Literal["act", "warn", "off"] = "act"  # the EHLO name leads to the address
+    spf: Literal["act", "warn", "off"] = "warn"  # the domains we send as name the address in SPF
+    block_lists: Literal["act", "warn", "off"] = "act"
+    lists: tuple[BlockList, ...] = ()
 
 
 class PoolSource(Node, frozen=True):
@@ -98,6 +151,7 @@ class RouteRule(Node, frozen=True):
     match: RouteMatch = RouteMatch()
     hosts: tuple[Endpoint, ...] = ()  # empty: direct to MX
     tls: Literal["none", "opportunistic", "required", "verify", "implicit"] = "opportunistic"
+    tls_minimum: Literal["TLSv1.2", "TLSv1.3"] | None = None  # null: delivery.tls_minimum
     auth: RouteAuth | None = None
 
 
@@ -105,6 +159,7 @@ class Stream(Node, frozen=True):
     pool: str = "default"
     expires: Duration = Duration(4 * 86_400)
     delay_notice: Duration = Duration(4 * 3_600)  # a delay report to the sender after this long; 0: never
+    precedence: Annotated[int, Meta(ge=0, le=9)] | None = None  # lower goes first; null: transactional 0, others 1
 
 
 class DkimKey(Node, frozen=True):
@@ -134,7 +189,7 @@ class Smtp(Node, frozen=True):
 
 class Delivery(Node, frozen=True):
     port: Annotated[int, Meta(ge=1, le=65_535)] = 25
-    connections_per_site: Annotated[int, Meta(ge=1, le=1000)] = 20  # all workers together
+    connections_per_path: Annotated[int, Meta(ge=1, le=1000)] = 20  # all workers together
     messages_per_connection: Annotated[int, Meta(ge=1)] = 1_000
     recipients_per_transaction: Annotated[int, Meta(ge=1, le=1000)] = 100
     idle: Duration = Duration(5)  # how long an idle connection is kept
@@ -143,7 +198,23 @@ class Delivery(Node, frozen=True):
     memory_messages: Annotated[int, Meta(ge=10)] = 4_000  # of each worker: accepted or claimed, waiting in memory
     memory_bytes: Size = Size(48_000_000)
     retry: tuple[Duration, ...] = ()  # waits between attempts; empty: by verdict class (queue.retry)
+    mta_sts: bool = True  # follow the policies of RFC 8461
+    dane: bool = True  # follow TLSA records (RFC 7672) where resolver.dnssec can be relied on
+    tls_minimum: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.2"
+    control: bool = True  # learn each path's connections and rate from its replies (delivery.control)
     allow_private: bool = False  # connect to loopback, private and link-local addresses that an MX lookup returned
+
+
+class Shaping(Node, frozen=True):
+    files: tuple[FilePath, ...] = (FilePath("builtin"),)  # later ones win; builtin: config/shaping.yaml as shipped
+
+
+class TlsReports(Node, frozen=True):
+    """Daily reports about TLS to the domains that ask for them (RFC 8460)."""
+
+    organization: str = ""  # empty: no reports
+    contact: str = ""  # an address for questions, in the report
+    sender: str = ""  # the From of mailed reports; its domain has to be one that we sign for
 
 
 class Log(Node, frozen=True):
@@ -181,6 +252,8 @@ class Config(Node, frozen=True):
     tls: Tls = Tls()
     resolver: Resolver = Resolver()
     sources: dict[str, Source] = {}
+    source_checks: SourceChecks = SourceChecks()
+    warmup: WarmUp = WarmUp()
     pools: dict[str, Pool] = field(default_factory=lambda: {"default": Pool()})
     routes: tuple[RouteRule, ...] = ()
     streams: dict[str, Stream] = field(
@@ -189,10 +262,20 @@ class Config(Node, frozen=True):
     domains: dict[str, SendingDomain] = {}
     smtp: Smtp = Smtp()
     delivery: Delivery = Delivery()
+    shaping: Shaping = Shaping()
+    tls_reports: TlsReports = TlsReports()
     retention: Retention = Retention()
     sandbox: Sandbox = Sandbox()
     log: Log = Log()
     first_key: bool = False  # on the first start make an API key, print it once and keep it in data_dir/api-key
+
+
+def precedence(streams: Mapping[str, Stream], name: str) -> int:
+    """Which mail goes first on every path: lower before higher."""
+    stream = streams.get(name)
+    if stream is not None and stream.precedence is not None:
+        return stream.precedence
+    return 0 if name == "transactional" else 1
 
 
 def is_loopback(host: str) -> bool:

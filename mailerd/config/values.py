@@ -7,6 +7,7 @@ reader looks a type up in.
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
+from datetime import date
 from typing import Any
 
 import idna
@@ -25,6 +26,13 @@ class Rate(Struct, frozen=True):
     """`count` per `period` seconds; written `100/min`, `10/s`, `1000/h`, `5000/d`, `20/10min`."""
 
     count: int
+    period: float
+
+
+class ByteRate(Struct, frozen=True):
+    """`size` bytes per `period` seconds; written `10MB/s`, `1GB/10min`."""
+
+    size: int
     period: float
 
 
@@ -68,6 +76,16 @@ class NameServer(str):
     __slots__ = ()
 
 
+class Date(str):
+    """A calendar day (UTC): `2026-11-01`."""
+
+    __slots__ = ()
+
+
+class Percent(float):
+    """A share in percent: `0.3`, `5`."""
+
+
 class FilePath(str):
     """A file, kept as written; the reader has put the path in the place of `credential:NAME` (systemd's)."""
 
@@ -91,6 +109,7 @@ RATE_UNITS = {"s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0}
 
 NUMBER_UNIT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([A-Za-z]*)", re.ASCII)
 RATE = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,4})?(s|min|h|d)", re.ASCII)
+PERIOD = re.compile(r"([1-9][0-9]{0,4})?(s|min|h|d)", re.ASCII)
 LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
 LONGEST = 100 * 365 * 86_400  # seconds: a due time must stay a timestamp
 LARGEST = 2**62  # bytes
@@ -123,6 +142,20 @@ def parse_rate(text: str) -> Rate:
     if match is None:
         raise ValueError("expected a rate: count/s, count/min, count/h or count/d, such as 100/min or 20/10min")
     return Rate(int(match[1]), int(match[2] or 1) * RATE_UNITS[match[3]])
+
+
+def parse_byte_rate(text: str) -> ByteRate:
+    size, _, period = text.partition("/")
+    match = PERIOD.fullmatch(period)
+    try:
+        count = parse_size(size)
+    except ValueError:
+        count = Size(0)
+    if match is None or count == 0:
+        raise ValueError(
+            "expected a size and a period: size/s, size/min, size/h or size/d, such as 10MB/s or 1GB/10min"
+        )
+    return ByteRate(count, int(match[1] or 1) * RATE_UNITS[match[2]])
 
 
 def parse_endpoint(text: str) -> Endpoint:
@@ -158,6 +191,22 @@ def parse_domain_pattern(text: str) -> DomainPattern:
         return DomainPattern(star + parse_hostname(text.removeprefix("*.")))
     except ValueError:
         raise ValueError("expected a domain: example.com, *.example.com or *") from None
+
+
+def parse_date(text: str) -> Date:
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text, re.ASCII):
+        raise ValueError("expected a day, such as 2026-11-01")
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        raise ValueError("expected a day that exists, such as 2026-11-01") from None
+    return Date(text)
+
+
+def parse_percent(text: str) -> Percent:
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", text, re.ASCII) or not 0 < float(text) <= 100:
+        raise ValueError("expected a share in percent, above 0 and at most 100, such as 0.3")
+    return Percent(text)
 
 
 def parse_ip_address(text: str) -> IpAddress:
@@ -218,10 +267,13 @@ PARSERS: Mapping[type, Callable[[str], Any]] = {
     Duration: parse_duration,
     Size: parse_size,
     Rate: parse_rate,
+    ByteRate: parse_byte_rate,
     Endpoint: parse_endpoint,
     Hostname: parse_hostname,
     DomainPattern: parse_domain_pattern,
     IpAddress: parse_ip_address,
     Network: parse_network,
     NameServer: parse_name_server,
+    Date: parse_date,
+    Percent: parse_percent,
 }

@@ -20,7 +20,9 @@ import structlog
 from mailerd import db
 from mailerd.assignment import Assignment
 from mailerd.config import Config
+from mailerd.config.documents import Documents
 from mailerd.daemon.data_dir import DataDir, StartError
+from mailerd.daemon.reload import Outcome, Reloader, serve_requests
 from mailerd.daemon.service import Service
 from mailerd.daemon.sockets import Sockets, open_sockets
 from mailerd.daemon.workers import Workers
@@ -41,9 +43,12 @@ PARTITIONS_EVERY = 12 * 3_600.0  # seconds
 SPARE_CONNECTIONS = 20  # of the database: the main process, commands, pools being replaced
 
 
-async def run(config: Config, config_path: str | Path, *, worker_command: Sequence[str] = WORKER_COMMAND) -> int:
-    """Run mailerd until SIGTERM or SIGINT; the exit status. What stops the start is told on standard error."""
-    daemon = Daemon(config, Path(config_path), worker_command)
+async def run(config: Config, documents: Documents, *, worker_command: Sequence[str] = WORKER_COMMAND) -> int:
+    """Run mailerd until SIGTERM or SIGINT; the exit status. What stops the start is told on standard error.
+
+    `config` is what was made of the documents.
+    """
+    daemon = Daemon(config, documents, worker_command)
     try:
         await daemon.run()
     except StartError as error:
@@ -68,9 +73,9 @@ def _fail(text: str, status: int) -> int:
 class Daemon:
     """One life of the main process."""
 
-    def __init__(self, config: Config, config_path: Path, worker_command: Sequence[str]) -> None:
-        self._config = config
-        self._config_path = config_path
+    def __init__(self, config: Config, documents: Documents, worker_command: Sequence[str]) -> None:
+        self._config = config  # of the start
+        self._documents = documents
         self._worker_command = worker_command
         self._environ = dict(os.environ)
         self._service = Service(os.environ)
@@ -80,6 +85,10 @@ class Daemon:
         self._pool: db.Pool | None = None
         self._sandbox: Sandbox | None = None
         self._workers: Workers | None = None
+        self._reloader: Reloader | None = None
+        self._reload_wanted = asyncio.Event()
+        self._requests: asyncio.Server | None = None
+        self._has_terminal = os.isatty(sys.stderr.fileno())
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._hasten = asyncio.Event()
@@ -105,6 +114,7 @@ class Daemon:
         await self._migrate(url)
         self._pool = await db.connect_pool(url, min=0, max=1, idle=10.0)
         await self.on_worker_death(None)
+        await self._check_resolver()
         key = await self._first_key()
         await self._start_sandbox()
         self._service.status("starting the workers")
@@ -128,6 +138,20 @@ class Daemon:
             await migrate(connection)
             await ensure_event_partitions(connection, datetime.now(UTC))
 
+    async def _check_resolver(self) -> None:
+        """Where DANE is relied on, name servers that do not validate must not go unseen."""
+        if self._config.resolver.dnssec != "require":
+            return
+        from mailerd.delivery.resolver import Resolver  # not in the memory of those who do not ask
+
+        resolver = Resolver(self._config.resolver)
+        try:
+            doubt = await resolver.dnssec_doubt()
+        finally:
+            await resolver.close()
+        if doubt:
+            raise StartError(f"resolver.dnssec is require, but {doubt}", os.EX_CONFIG)
+
     async def _first_key(self) -> str | None:
         if not self._config.first_key:
             return None
@@ -149,7 +173,8 @@ class Daemon:
 
     async def _start_workers(self, url: str) -> None:
         assignment = Assignment(
-            config_path=str(self._config_path),
+            started=self._documents,
+            documents=self._documents,
             data_dir=str(self._data_dir.path),
             node=self._data_dir.node(),
             database_url=url,
@@ -170,12 +195,30 @@ class Daemon:
 
     async def _serve(self) -> None:
         assert self._workers is not None
+        self._reloader = Reloader(
+            self._documents, self._config, environ=self._environ, service=self._service, tell=self._workers.reload
+        )
+        self._requests = await serve_requests(self._data_dir.path, self._reload)
         self._service.ready()
+        self._spawn(self._reload_when_told(), "reload")
         self._spawn(self._keep_house(), "housekeeping")
         if self._service.watchdog_every is not None:
             self._spawn(self._feed_watchdog(self._service.watchdog_every), "watchdog")
         # Until one of them fails, which must not go unseen. Shielded: they go on while the workers stop in order.
         await asyncio.gather(*map(asyncio.shield, [*self._workers.tasks, *self._tasks]))
+
+    async def _reload_when_told(self) -> None:
+        """Follow SIGHUP. Several that come while one is carried out are one more."""
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            await self._reload()
+
+    async def _reload(self) -> Outcome:
+        assert self._reloader is not None
+        outcome = await self._reloader.reload()
+        self._service.status(self._status())
+        return outcome
 
     async def on_worker_death(self, pid: int | None) -> None:
         """Free what the dead worker owned, so that others may take it; None: every worker of this node is dead."""
@@ -195,6 +238,7 @@ class Daemon:
 
     async def _keep_house(self) -> None:
         """Partitions ahead of time, the database's log in bounds, the status line."""
+        assert self._reloader is not None
         loop = asyncio.get_running_loop()
         partitions_at = loop.time() + PARTITIONS_EVERY
         while True:
@@ -203,10 +247,10 @@ class Daemon:
                 if self._postgres is not None:
                     await self._postgres.turn_log_over()
                 if loop.time() >= partitions_at and self._pool is not None:
-                    now = datetime.now(UTC)
+                    now, kept = datetime.now(UTC), timedelta(seconds=self._reloader.config.retention.events)
                     async with self._pool.acquire() as connection:
                         await ensure_event_partitions(connection, now)
-                        await drop_event_partitions(connection, now - timedelta(seconds=self._config.retention.events))
+                        await drop_event_partitions(connection, now - kept)
                     partitions_at = loop.time() + PARTITIONS_EVERY
             except Exception:  # again at the next tick
                 log.exception("housekeeping.failed")
@@ -219,8 +263,9 @@ class Daemon:
             await asyncio.sleep(every)
 
     def _status(self) -> str:
-        assert self._workers is not None
-        return f"{self._workers.ready_count} of {self._worker_count()} workers, {self._workers.restarts} restarts"
+        assert self._workers is not None and self._reloader is not None  # noqa: PT018
+        text = f"{self._workers.ready_count} of {self._worker_count()} workers, {self._workers.restarts} restarts"
+        return text + (f"; reload failed at {self._reloader.refused}" if self._reloader.refused else "")
 
     # -- stop
 
@@ -228,7 +273,7 @@ class Daemon:
         """The reverse of the start; every step is taken, whatever became of the ones before."""
         self._service.stopping()
         log.info("daemon.stopping")
-        for step in (self._end_workers, self._end_sandbox, self._end_tasks, self._end_database):
+        for step in (self._end_requests, self._end_workers, self._end_sandbox, self._end_tasks, self._end_database):
             try:
                 await step()
             except Exception:
@@ -236,6 +281,10 @@ class Daemon:
         self._sockets.close()
         self._data_dir.release()
         log.info("daemon.stopped")
+
+    async def _end_requests(self) -> None:
+        if self._requests is not None:
+            self._requests.close()
 
     async def _end_workers(self) -> None:
         if self._workers is not None:
@@ -264,9 +313,16 @@ class Daemon:
             loop.add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: signal.Signals) -> None:
+        if number == signal.SIGHUP and not self._hung_up():
+            self._reload_wanted.set()
+            return
         if self._stop.is_set() and number == signal.SIGINT:  # somebody at a terminal does not want to wait
             self._hasten.set()
         self._stop.set()
+
+    def _hung_up(self) -> bool:
+        """Whether the terminal that this process was started on has been closed: that sends SIGHUP too."""
+        return self._has_terminal and not os.isatty(sys.stderr.fileno())
 
     def _spawn(self, work: Coroutine[object, object, None], name: str) -> None:
         self._tasks.append(asyncio.create_task(work, name=name))

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import MutableMapping
 from contextlib import suppress
 
@@ -26,6 +27,11 @@ class Service:
 
     def ready(self) -> None:
         self._notify("READY=1")
+
+    def reloading(self) -> None:
+        """To be followed by `ready`. With the time that Type=notify-reload wants."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={now}\nSTATUS=reading the configuration again")
 
     def stopping(self) -> None:
         self._notify("STOPPING=1\nSTATUS=stopping")

@@ -1,6 +1,7 @@
 """The worker processes: started, watched, restarted, ended."""
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -10,14 +11,17 @@ from contextlib import suppress
 import msgspec
 import structlog
 
-from mailerd.assignment import SILENCE, Assignment
+from mailerd.assignment import SILENCE, Answer, Assignment, Order
+from mailerd.config.documents import Documents
 from mailerd.daemon.data_dir import StartError
 from mailerd.processes import ended
 
 log = structlog.get_logger()
 
 RESTARTS = (0.1, 5.0)  # seconds before a dead worker is started again: first, longest
+PATIENCE = 60.0  # seconds for an order; one that hangs is killed before that
 LONG_ENOUGH = 60.0  # seconds of life after which the next death counts as the first
+STEPS = 10  # in which the silence of a worker is counted
 GIVE_UP = 5  # deaths of a worker before the first `ready` of all: then the fault is not a passing one
 
 
@@ -29,19 +33,21 @@ class Worker:
     ) -> None:
         self.control, theirs = socket.socketpair()
         self.control.setblocking(False)
-        with theirs:
-            assignment = msgspec.structs.replace(assignment, control=theirs.fileno())
+        assignment = msgspec.structs.replace(assignment, control=theirs.fileno())
+        # No pipe: more than it holds would keep us waiting until the worker reads.
+        with theirs, os.fdopen(os.memfd_create("assignment"), "w+b") as given:
+            given.write(msgspec.json.encode(assignment))
+            given.seek(0)
             self.process = subprocess.Popen(
                 list(command),
-                stdin=subprocess.PIPE,
+                stdin=given,
                 pass_fds=[*descriptors, theirs.fileno()],
                 process_group=0,  # a terminal's Ctrl-C is for the main process, which ends workers in order
             )
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError), self.process.stdin as stdin:
-            stdin.write(msgspec.json.encode(assignment))
         self.ready = False
         self._silence = silence
+        self._quiet = 0  # steps in a row without a word
+        self._answers: dict[int, asyncio.Future[str]] = {}
 
     @property
     def pid(self) -> int:
@@ -49,13 +55,17 @@ class Worker:
 
     async def died(self, on_ready: Callable[[], None]) -> int:
         """Wait for its death, and bring it about when it falls silent; its exit status, negative for a signal."""
+        listening = asyncio.create_task(self._listen(on_ready), name=f"worker process {self.pid}")
         try:
-            await self._listen(on_ready)
-        except TimeoutError:
-            log.error("worker.hung", pid=self.pid, silent_for=self._silence)
-            self.kill()
+            if await self._falls_silent(listening):
+                log.error("worker.hung", pid=self.pid, silent_for=self._silence)
+                self.kill()
         finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
             self.control.close()
+            for number in list(self._answers):
+                self._hear(Answer(number))
         try:
             async with asyncio.timeout(self._silence):  # it closed the control socket: it is ending, or out of its mind
                 return await ended(self.process)
@@ -66,18 +76,60 @@ class Worker:
     def kill(self) -> None:
         self.process.kill()
 
+    async def obey(self, number: int, order: bytes) -> str:
+        """Give it the order of that number; the problem that it has with it, "" when it is done, or the worker dies.
+
+        One that is still starting gets to it when it serves; so it may have to be left to itself.
+        """
+        if self.control.fileno() < 0:  # it has died
+            return ""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[str] = loop.create_future()
+        self._answers[number] = answer
+        sending = asyncio.create_task(loop.sock_sendall(self.control, order))
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await answer
+        except TimeoutError:
+            return f"has not answered within {PATIENCE:g} s"
+        finally:
+            del self._answers[number]
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    async def _falls_silent(self, listening: "asyncio.Task[None]") -> bool:
+        """Wait until it says nothing for too long; False when it closes its socket before that.
+
+        Counted in steps, not by the clock: when this process was stopped for a while, the silence was ours, and what
+        the worker said in the meantime is read at the next step.
+        """
+        while self._quiet < STEPS:
+            self._quiet += 1
+            await asyncio.wait({listening}, timeout=self._silence / STEPS)
+            if listening.done():
+                listening.result()
+                return False
+        return True
+
     async def _listen(self, on_ready: Callable[[], None]) -> None:
+        """Hear what it says until it closes its socket. Never broken off by a time limit: a word might get lost."""
         loop = asyncio.get_running_loop()
         rest = b""
-        while True:
-            async with asyncio.timeout(self._silence):
-                data = await loop.sock_recv(self.control, 4_096)
-            if not data:
-                return
-            *lines, rest = (rest + data).split(b"\n")
-            if b"ready" in lines:
-                self.ready = True
-                on_ready()
+        with suppress(ConnectionError):  # it died with an order unread
+            while data := await loop.sock_recv(self.control, 4_096):
+                self._quiet = 0
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    if line == b"ready":
+                        self.ready = True
+                        on_ready()
+                    elif line.startswith(b"{"):
+                        self._hear(msgspec.json.decode(line, type=Answer))
+
+    def _hear(self, answer: Answer) -> None:
+        waiting = self._answers.get(answer.number)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer.problem)
 
 
 class Workers:
@@ -107,6 +159,7 @@ class Workers:
         self._stopping = False
         self._all_ready = asyncio.Event()
         self.restarts = 0
+        self._orders = 0
 
     @property
     def ready_count(self) -> int:
@@ -123,6 +176,15 @@ class Workers:
         for task in self.tasks:
             if task.done():
                 task.result()
+
+    async def reload(self, documents: Documents) -> list[str]:
+        """Have all work by these documents, also those that start later; the problems of those that do not."""
+        self._orders += 1
+        order = msgspec.json.encode(Order(self._orders, documents)) + b"\n"
+        self._assignment = msgspec.structs.replace(self._assignment, documents=documents)
+        workers = list(self._living)
+        problems = await asyncio.gather(*(worker.obey(self._orders, order) for worker in workers))
+        return [f"worker {each.pid}: {problem}" for each, problem in zip(workers, problems, strict=True) if problem]
 
     async def stop(self, patience: float, hasten: asyncio.Event) -> None:
         """SIGTERM to all; SIGKILL to those left after `patience` seconds or when `hasten` is set."""
@@ -153,10 +215,10 @@ class Workers:
     async def _keep(self, slot: int) -> None:
         wait, longest = RESTARTS
         deaths = 0
-        assignment = msgspec.structs.replace(self._assignment, slot=slot)
         loop = asyncio.get_running_loop()
         while not self._stopping:
             born = loop.time()
+            assignment = msgspec.structs.replace(self._assignment, slot=slot)
             worker = Worker(self._command, assignment, self._descriptors, silence=self._silence)
             self._living.add(worker)
             log.info("worker.started", pid=worker.pid)

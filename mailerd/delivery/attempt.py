@@ -82,11 +82,19 @@ class Attempts:
         self._clock = clock
         self._signers = signers
 
-    async def run(self, session: Session, job: Job, where: Where) -> bool:
-        """Send the job over the session and settle it. False: the kept connection was gone, the job is untouched."""
+    def reconfigure(self, config: Config, identity: Identity) -> None:
+        """What is attempted from now on follows these."""
+        self._config = config
+        self._identity = identity
+
+    async def run(self, session: Session, job: Job, where: Where) -> Sequence[Result] | None:
+        """Send the job over the session and settle it; what the host said of each recipient, nothing if not asked.
+
+        None: the kept connection was gone, the job is untouched.
+        """
         await self.give_up_expired(job)
         if not job.recipients or not await self._load(job):
-            return True
+            return ()
         message = job.message
         content = await self._content(message, session)
         kept = session.sent > 0
@@ -99,6 +107,7 @@ class Attempts:
                 eight_bit=message.eight_bit,
                 ret=message.ret,
                 envid=message.envid,
+                require_tls=message.require_tls is True,
                 rcpt_params=[dsn_parameters(recipient.notify, recipient.orcpt) for recipient in job.recipients],
                 on_dot=lambda: self._open(job),
             )
@@ -106,11 +115,11 @@ class Attempts:
             text = f"this message cannot be put into SMTP commands: {error}"
             verdict = local_verdict(Kind.PROTOCOL, 554, "5.5.4", text)
             await self.settle(job, [Result(verdict, "mail")] * len(job.recipients), where)
-            return True
+            return ()
         if transaction.stale or (kept and _dismissed(transaction)):
-            return False
+            return None
         await self.settle(job, transaction.results, where, transaction.milliseconds, relays_dsn=session.features.dsn)
-        return True
+        return transaction.results
 
     async def refuse(self, job: Job, verdict: Verdict, where: Where, stage: str) -> None:
         """Settle the whole job with a verdict that no transaction was needed for."""

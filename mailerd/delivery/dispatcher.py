@@ -1,72 +1,48 @@
-"""The loop: mail in hand → route → destination → session → attempt.
+"""The loop: mail in hand → route → source → destination.
 
 Mail comes in hand in two ways: `offer()` gets what was just accepted, the claim loop gets what is due in the database.
-Both are bounded by count and bytes: `keep()` says whether a message fits, and what does not stays in the database.
-
-A *destination* is a site reached in one way. It has a line of jobs and some sessions; a session takes the next job as
-soon as it is free, so nothing waits in two places. A destination that cannot be reached is blocked for a while: its
-jobs go back to the database with the reason and the time, uncounted, and its queues are not claimed until then.
+Both are bounded (`memory`): what does not fit, and what could not leave soon anyway, stays in the database. There it is
+claimed by queue: in each lane the flows take turns, and a queue whose path has no room is put off, with the reason.
 """
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+import math
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import structlog
 
-from mailerd import metrics
 from mailerd.config import Config
 from mailerd.delivery.attempt import Attempts, Job, Where
-from mailerd.delivery.routing import Host, NoRoute, Route, Router
-from mailerd.delivery.session import Session, SessionError
+from mailerd.delivery.destination import AFTER_CRASH, CRASHED, PATIENCE, Destination, Key, Sessions, key_of
+from mailerd.delivery.memory import FIRST_LANES, Memory
+from mailerd.delivery.routing import NoRoute, Route, Router
 from mailerd.delivery.settler import Settler
 from mailerd.delivery.sources import Source, Sources
-from mailerd.delivery.transaction import Timeouts
-from mailerd.delivery.verdict import Kind, Verdict, local_verdict, network_verdict
+from mailerd.delivery.tls_policy import TlsOutcome
+from mailerd.delivery.traffic import Path, Traffic, Wait
 from mailerd.queue.commit import LOST
 from mailerd.queue.control import Selection
 from mailerd.queue.ids import format_message_id
 from mailerd.queue.journal import Journal
-from mailerd.queue.mail import Message, Recipient
+from mailerd.queue.mail import Message, Queue, Recipient
 from mailerd.queue.store import QueueStore, Settled
 from mailerd.queue.workers import FENCE, WorkerStore
 
 log = structlog.get_logger()
 
 POLL = 1.0  # seconds between looks for due mail when nothing wakes us
-QUEUES_AT_ONCE = 200
+LANES = 30  # ten precedences, three priorities
+FLOWS_AT_ONCE = 64  # of a lane take their turns in one claim,
+QUEUES_AT_ONCE = 1_024  # queues of a lane, shared by the flows that came with the look before:
+LEAST_OF_FLOW = 16  # but so many of each; more would keep the loop from other work for long
 CLAIM_AT_ONCE = 500
-KEEP_SHARE = 0.75  # of the memory may be taken by accepted mail, so that claimed mail always finds room
-QUEUE_SHARE = 0.5  # of the memory may be taken by one queue
-BLOCK_FIRST = 60.0  # seconds that an unreachable destination is left alone
-BLOCK_MOST = 900.0
-AFTER_CRASH = timedelta(minutes=5)
-CRASHED = "internal error; see the log"
-LIMITED_FOR = timedelta(seconds=60)  # until another connection is tried
-
-
-@dataclass(eq=False, slots=True)
-class Destination:
-    """A site reached in one way from one source; `limit` sessions of this worker at most."""
-
-    route: Route
-    source: Source
-    limit: int
-    jobs: deque[Job] = field(default_factory=deque)
-    idle: deque["asyncio.Future[None]"] = field(default_factory=deque)
-    sessions: int = 0
-    opening: int = 0
-    woken: int = 0  # idle sessions that were told of a job and have not run yet
-    limited_until: datetime | None = None  # a host said "no more connections"; then `limit` grows back one by one
-    failures: int = 0  # in a row, to open any session
-    blocked_until: datetime | None = None
-    reason: str = ""
-
-
-Key = tuple[str, str, bool, str]
+UNKNOWN_ROOM = 20  # recipients claimed of a queue whose route is not known yet
+LEAST_ROOM = 100  # jobs of a destination in memory; from there on as many as leave in two seconds
+STARVING_ROOM = 5  # jobs of a destination that gets no connection because other paths have them
+KEPT = 1_000  # jobs of a destination in memory, for accepted mail
+LOOKED_AFTER = 0.2  # seconds: claims that found only queues to put off are repeated after that
 
 
 class Dispatcher:
@@ -77,77 +53,97 @@ class Dispatcher:
         config: Config,
         *,
         router: Router,
+        sources: Sources,
+        traffic: Traffic,
         store: QueueStore,
         leases: WorkerStore,
         journal: Journal,
         attempts: Attempts,
         settler: Settler,
         worker: int,
-        workers: int,
         clock: Callable[[], datetime],
         silent_for: Callable[[], float],
+        tls_outcome: Callable[[TlsOutcome, str], None],
     ) -> None:
         self._config = config
         self._router = router
-        self._sources = Sources(config)
+        self._sources = sources
+        self._traffic = traffic
         self._store = store
         self._leases = leases
         self._journal = journal
-        self._attempts = attempts
         self._settler = settler
         self._worker = worker
-        self._limit = max(1, config.delivery.connections_per_site // workers)
         self._clock = clock
         self._silent_for = silent_for  # seconds since the last beat of our lease
-        self._timeouts = Timeouts(connect=config.delivery.connect_timeout)
+        self._sessions = Sessions(
+            config,
+            traffic=traffic,
+            attempts=attempts,
+            back=self,
+            clock=clock,
+            silent_for=silent_for,
+            tls_outcome=tls_outcome,
+        )
+        self._attempts = attempts
+        self._memory = Memory(config.delivery)
         self._destinations: dict[Key, Destination] = {}
-        self._held = 0  # recipients in hand
-        self._bytes = 0
-        self._of_queue: Counter[str] = Counter()
-        self._in_hand: Counter[tuple[int, int]] = Counter()  # twice, for a moment, what is claimed as it is put back
         self._claiming = asyncio.Lock()
         self._astray = False  # a claim may have been committed without our hearing of it
         self._wake = asyncio.Event()
         self._hungry = False  # there was more to claim than fitted
+        self._flows = FLOWS_AT_ONCE  # that the last look found mail of
+        self._each = float(UNKNOWN_ROOM)  # recipients that a claim finds in a queue
+        self._turns = dict.fromkeys(range(LANES), "")  # lane → the flow that had its turn last
+        self._claimed = False  # anything since the flows of some lane began to have their turns
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._routing: dict[tuple[str, str, str, str], list[Job]] = {}
+        self._routing: dict[tuple[str, str, str, str, bool], list[Job]] = {}
+
+    def reconfigure(self, config: Config) -> None:
+        """Take new limits; sources, router and traffic are told by themselves."""
+        self._config = config
+        self._memory.reconfigure(config.delivery)
+        self._sessions.reconfigure(config)
+        self.look_again()
 
     # what fits into memory
 
     def keep(self, message: Message) -> bool:
         """Take room for a message that is about to be committed; False: it has to come by way of the database."""
         recipients = message.recipients
-        limits = self._config.delivery
         if (
             self._stopping
-            or self._held + len(recipients) > limits.memory_messages * KEEP_SHARE
-            or self._bytes + message.size > limits.memory_bytes * KEEP_SHARE
             or recipients[0].due_at > message.accepted_at
-            or any(self._crowded(recipient.queue) for recipient in recipients)
+            or not self._memory.has_room_for(message)
+            or any(self._memory.crowded(recipient.queue) for recipient in recipients)
+            or not self._sources.of(message.pool)
+            or self._would_wait(message)
         ):
             return False
-        self._take(message)
+        self._memory.take(message)
         return True
 
-    def _crowded(self, queue: str) -> bool:
-        return self._of_queue[queue] >= self._config.delivery.memory_messages * QUEUE_SHARE
-
-    def _take(self, message: Message) -> None:
-        message.in_hand = len(message.recipients)
-        self._held += message.in_hand
-        self._bytes += message.size
-        for recipient in message.recipients:
-            self._of_queue[recipient.queue] += 1
-            self._in_hand[message.id, recipient.n] += 1
+    def _would_wait(self, message: Message) -> bool:
+        """Is the way of the first recipient known, and full?"""
+        route = self._cached(message, message.recipients[0].domain)
+        if not isinstance(route, Route):
+            return False
+        source = self._sources.choose(message.pool, message.id, route.hosts)[0]
+        destination = self._destinations.get(key_of(route, source))
+        if destination is None:
+            return False
+        if len(destination.line) >= KEPT or destination.stuck_until > asyncio.get_running_loop().time():
+            return True
+        return not destination.sessions and self._traffic.free(destination.path) == 0 and message.lane >= FIRST_LANES
 
     @property
     def recipients_in_hand(self) -> int:
-        return self._held
+        return self._memory.recipients
 
     @property
     def bytes_in_hand(self) -> int:
-        return self._bytes
+        return self._memory.bytes
 
     def drop(self, message: Message) -> None:
         """Give back the room of a message that was not committed after all."""
@@ -155,23 +151,8 @@ class Dispatcher:
 
     def release(self, recipients: Sequence[Recipient]) -> None:
         """These are settled."""
-        for recipient in recipients:
-            message = recipient.message
-            self._held -= 1
-            message.in_hand -= 1
-            if not message.in_hand:
-                self._bytes -= message.size
-                # Message and recipients refer to each other: what is large must not wait for the garbage collector.
-                message.content = message.signature = None
-            queue = recipient.queue
-            self._of_queue[queue] -= 1
-            if not self._of_queue[queue]:
-                del self._of_queue[queue]
-            key = message.id, recipient.n
-            self._in_hand[key] -= 1
-            if not self._in_hand[key]:
-                del self._in_hand[key]
-        if self._hungry and self._held < self._config.delivery.memory_messages * QUEUE_SHARE:
+        self._memory.release(recipients)
+        if self._hungry and self._memory.half_empty:
             self._wake.set()
 
     # mail in hand
@@ -187,87 +168,104 @@ class Dispatcher:
                     self._direct(message, group)
                 except Exception:  # nobody else holds them now
                     log.exception("dispatch.crashed", message=format_message_id(message.id))
-                    self._put_back([Job(message, group)], self._clock() + AFTER_CRASH, CRASHED)
+                    self.put_back([Job(message, group)], self._clock() + AFTER_CRASH, CRASHED)
+
+    def _cached(self, message: Message, domain: str) -> Route | NoRoute | None:
+        return self._router.cached(
+            domain,
+            sender=message.sender.rpartition("@")[2],
+            stream=message.stream,
+            pool=message.pool,
+            ignore_policy=message.require_tls is False,
+        )
 
     def _direct(self, message: Message, recipients: list[Recipient]) -> None:
         """Find the way of recipients in one domain; without waiting when it is known."""
-        sender_domain = message.sender.rpartition("@")[2]
         domain = recipients[0].domain
-        route = self._router.cached(domain, sender=sender_domain, stream=message.stream, pool=message.pool)
+        route = self._cached(message, domain)
         if route is not None:
             self._put(route, Job(message, recipients))
             return
-        key = (domain, sender_domain, message.stream, message.pool)
+        sender_domain = message.sender.rpartition("@")[2]
+        key = (domain, sender_domain, message.stream, message.pool, message.require_tls is False)
         if key in self._routing:
             self._routing[key].append(Job(message, recipients))
         else:
             self._routing[key] = [Job(message, recipients)]
-            self._start(self._route(*key), f"route {domain}")
+            self.start(self._route(*key), f"route {domain}")
 
-    async def _route(self, domain: str, sender: str, stream: str, pool: str) -> None:
+    async def _route(self, domain: str, sender: str, stream: str, pool: str, ignore_policy: bool) -> None:
+        key = (domain, sender, stream, pool, ignore_policy)
         try:
-            route = await self._router.route(domain, sender=sender, stream=stream, pool=pool)
+            route = await self._router.route(
+                domain, sender=sender, stream=stream, pool=pool, ignore_policy=ignore_policy
+            )
         except Exception:
             log.exception("route.crashed", domain=domain)
-            self._put_back(self._routing.pop((domain, sender, stream, pool)), self._clock() + AFTER_CRASH, CRASHED)
+            self.put_back(self._routing.pop(key), self._clock() + AFTER_CRASH, CRASHED)
             return
-        for job in self._routing.pop((domain, sender, stream, pool)):
+        for job in self._routing.pop(key):
             self._put(route, job)
 
     def _put(self, route: Route | NoRoute, job: Job) -> None:
+        if self._stopping:
+            self.put_back([job], self._clock(), "")
+            return
         if isinstance(route, NoRoute):
-            self._start(self._refuse(job, route.verdict, Where(), "route"), "refuse")
+            self.start(self._sessions.refuse(job, route.verdict, Where(), "route"), "refuse")
             return
-        destination = self._destination(route, self._sources.pick(job.message.pool))
-        if destination.blocked_until is not None:
-            if destination.blocked_until > self._clock():
-                self._leave(destination, [job])
-                return
-            destination.blocked_until = None
-        most = self._config.delivery.recipients_per_transaction
-        last = destination.jobs[-1] if destination.jobs else None
-        if last is not None and last.message is job.message and len(last.recipients) + len(job.recipients) <= most:
-            last.recipients += job.recipients  # another domain of the same site
+        destination = self._choose(route, job)
+        if isinstance(destination, Wait):
+            self._sessions.put_off([job], destination)
             return
-        for start in range(0, len(job.recipients), most):
-            destination.jobs.append(Job(job.message, job.recipients[start : start + most]))
-        self._pump(destination)
+        if self._sessions.blocked(destination) is not None:
+            self._sessions.leave(destination, [job])
+            return
+        self._sessions.add(destination, job)
 
-    async def _refuse(self, job: Job, verdict: Verdict, where: Where, stage: str) -> None:
-        try:
-            await self._attempts.refuse(job, verdict, where, stage)
-        except Exception:  # nobody else holds the job now
-            log.exception("refusal.crashed", message=format_message_id(job.message.id))
-            self._put_back([job], self._clock() + AFTER_CRASH, CRASHED)
+    def again(self, route: Route, jobs: Sequence[Job]) -> None:
+        """Choose another source for these, if there is one."""
+        for job in jobs:
+            self._put(route, job)
 
-    def _destination(self, route: Route, source: Source) -> Destination:
-        key = _key(route, source)
+    def has_one_source(self, pool: str) -> bool:
+        """Does what holds for one source of the pool hold for all of its mail?"""
+        return len(self._sources.of(pool)) <= 1
+
+    def _choose(self, route: Route, job: Job) -> Destination | Wait:
+        """The destination by the first source that may send, or what the job waits for."""
+        pool = job.message.pool
+        provider = self._traffic.provider_of(job.recipients[0].domain, [host.name for host in route.hosts])
+        sources = self._sources.choose(
+            pool,
+            job.message.id,
+            route.hosts,
+            lambda source: self._traffic.avoided(source.name, provider, route.site),
+        )
+        if not sources:
+            return Wait(0.0, self._sources.why_not(pool))
+        first: Wait | None = None
+        for source in sources:
+            path = self._traffic.path(source.name, route.site, provider)
+            wait = self._traffic.warming(path, 1)
+            if wait is None or wait.seconds <= PATIENCE:
+                return self._destination(route, source, path)
+            first = first or wait
+            if not self._traffic.overflows(source.name):
+                break
+        assert first is not None
+        return first
+
+    def _destination(self, route: Route, source: Source, path: Path) -> Destination:
+        key = key_of(route, source)
         destination = self._destinations.get(key)
         if destination is None:
-            destination = self._destinations[key] = Destination(route, source, self._limit)
+            destination = self._destinations[key] = Destination(route, source, path)
         destination.route = route
+        destination.path = path
         return destination
 
-    def _pump(self, destination: Destination) -> None:
-        """Wake idle sessions for the waiting jobs, and open further ones."""
-        if self._stopping:
-            return
-        wanted = len(destination.jobs) - destination.woken
-        while wanted > 0 and destination.idle:
-            # The one that fell idle last, so that those too many are left alone and end.
-            _wake(destination.idle.pop())  # its time may be over at this very moment
-            destination.woken += 1
-            wanted -= 1
-        if destination.limited_until is not None and destination.limited_until <= self._clock():
-            destination.limit += 1
-            still = destination.limit < self._limit
-            destination.limited_until = self._clock() + LIMITED_FOR if still else None
-        while wanted > destination.opening and destination.sessions < destination.limit:
-            destination.sessions += 1
-            destination.opening += 1
-            self._start(self._serve(destination), f"session {destination.route.site}")
-
-    def _start(self, work: Coroutine[object, object, None], name: str) -> None:
+    def start(self, work: Coroutine[object, object, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(self._guarded(work), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -278,146 +276,9 @@ class Dispatcher:
         except Exception:  # one bad message must not stop the others; its lease ends with this worker
             log.exception("dispatch.crashed")
 
-    # sessions
+    # mail back
 
-    async def _serve(self, destination: Destination) -> None:
-        """The life of one session: open, send what is waiting, wait a little for more, quit."""
-        session: Session | None = None
-        opening = 1
-        try:
-            while not self._stopping and destination.jobs:
-                failure: SessionError | None = None
-                try:
-                    session = await self._open(destination.route, destination.source)
-                except SessionError as error:
-                    failure = error
-                finally:
-                    destination.opening -= opening
-                    opening = 0
-                if failure is not None:
-                    await self._unreachable(destination, failure)
-                    return
-                assert session is not None
-                log.debug("session.opened", site=destination.route.site, host=session.host.name, tls=session.tls)
-                metrics.sessions("out", 1)
-                try:
-                    await self._use(destination, session)
-                finally:
-                    metrics.sessions("out", -1)
-                    session.close()
-        finally:
-            destination.opening -= opening
-            destination.sessions -= 1
-            if destination.jobs and not self._stopping and destination.blocked_until is None:
-                self._pump(destination)
-            self._forget(destination)
-
-    async def _use(self, destination: Destination, session: Session) -> None:
-        host, source = session.host, destination.source.name
-        where = Where(destination.route.site, host.name, host.address, source, session.tls)
-        most = self._config.delivery.messages_per_connection
-        while session.alive and session.sent < most and (job := await self._next(destination)) is not None:
-            if self._silent_for() > FENCE:
-                self._put_back([job], self._clock(), "this worker lost sight of the database")
-                continue
-            try:
-                if not await self._attempts.run(session, job, where):
-                    destination.jobs.appendleft(job)
-                    continue
-            except Exception:
-                log.exception("attempt.crashed", message=format_message_id(job.message.id))
-                self._put_back([job], self._clock() + AFTER_CRASH, CRASHED)
-            destination.failures = 0
-
-    async def _next(self, destination: Destination) -> Job | None:
-        """The next job; None when there was none for a while, or at the end."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._config.delivery.idle
-        while not destination.jobs and not self._stopping:
-            waiter: asyncio.Future[None] = loop.create_future()
-            destination.idle.append(waiter)
-            timer = loop.call_at(until, _wake, waiter)
-            try:
-                await waiter
-            finally:
-                timer.cancel()
-                if waiter in destination.idle:  # the timer, not a job
-                    destination.idle.remove(waiter)
-                else:
-                    destination.woken -= 1
-            if loop.time() >= until:
-                break
-        return destination.jobs.popleft() if destination.jobs and not self._stopping else None
-
-    async def _open(self, route: Route, source: Source) -> Session:
-        """A session with the first host that takes us; else the last host's SessionError."""
-        unreachable = f"no host of {route.site} has an address that {source.name} reaches"
-        failure = SessionError(local_verdict(Kind.ROUTING, 451, "4.4.4", unreachable), route.hosts[0], "route")
-        hosts = [host for host in route.hosts if source.reaches(host.address)]
-        for host in hosts[: self._config.delivery.max_hosts]:
-            try:
-                return await Session.open(
-                    host,
-                    ehlo=source.ehlo,
-                    tls=route.tls,
-                    auth=route.auth,
-                    source=source.address,
-                    timeouts=self._timeouts,
-                )
-            except SessionError as error:
-                log.info("session.failed", host=host.name, ip=host.address, stage=error.stage, reply=str(error.verdict))
-                failure = error
-                if not error.verdict.retry_other_host:
-                    break
-            except Exception:  # mail for this host must wait, instead of being taken up again at once, and for ever
-                log.exception("session.crashed", host=host.name, ip=host.address)
-                failure = SessionError(network_verdict("garbage", CRASHED), host, "connect")
-        raise failure
-
-    async def _unreachable(self, destination: Destination, error: SessionError) -> None:
-        """No host took us. With other sessions at work that means "no more connections"; else the site is away."""
-        others = destination.sessions - destination.opening - 1
-        if others > 0:
-            destination.limit = others
-            destination.limited_until = self._clock() + LIMITED_FOR
-            return
-        if destination.blocked_until is not None:  # by a session that failed at the same time
-            jobs = list(destination.jobs)  # given back by another one since
-            destination.jobs.clear()
-            self._leave(destination, jobs)
-            return
-        destination.failures += 1
-        job = destination.jobs.popleft() if destination.jobs else None
-        if job is not None:
-            host: Host = error.host
-            where = Where(destination.route.site, host.name, host.address, destination.source.name)
-            await self._refuse(job, error.verdict, where, error.stage)
-        seconds = min(BLOCK_FIRST * 2 ** (destination.failures - 1), BLOCK_MOST)
-        await self._block(destination, self._clock() + timedelta(seconds=seconds), error.verdict)
-
-    async def _block(self, destination: Destination, until: datetime, verdict: Verdict) -> None:
-        destination.blocked_until = until
-        destination.reason = f"{destination.route.site} cannot be reached: {verdict}"
-        jobs = list(destination.jobs)
-        destination.jobs.clear()
-        log.info(
-            "site.blocked", site=destination.route.site, until=until.isoformat(), reply=str(verdict), jobs=len(jobs)
-        )
-        queues = {recipient.queue for job in jobs for recipient in job.recipients}
-        self._leave(destination, jobs)
-        if queues:
-            with suppress(*LOST):
-                await self._store.block(sorted(queues), until=until, reason=destination.reason)
-
-    def _leave(self, destination: Destination, jobs: Sequence[Job]) -> None:
-        """Put back what has to wait because the destination is away; should it expire so, its sender is told why."""
-        assert destination.blocked_until is not None
-        for job in jobs:
-            for recipient in job.recipients:
-                recipient.last_reply = recipient.last_reply or destination.reason
-        self._put_back(jobs, destination.blocked_until, destination.reason)
-
-    def _put_back(self, jobs: Sequence[Job], due_at: datetime, reason: str) -> None:
+    def put_back(self, jobs: Sequence[Job], due_at: datetime, reason: str) -> None:
         """Return recipients to the database, untried; one that expires before is due at its expiry."""
         self._settler.add(
             [
@@ -427,13 +288,30 @@ class Dispatcher:
             ]
         )
 
-    def _forget(self, destination: Destination) -> None:
+    async def hasten(self, reasons: Sequence[str]) -> None:
+        """What waits for a reason that begins with one of these is due now."""
+        await self._store.hasten(reasons, now=self._clock())
+
+    async def block(self, queues: Mapping[Queue, tuple[datetime, str]]) -> None:
+        await self._store.block(queues)
+
+    def forget(self, destination: Destination) -> None:
         """Ten thousand destinations that were used once must not stay in memory."""
-        if destination.sessions or destination.jobs or destination.blocked_until is not None:
+        if (
+            destination.sessions
+            or destination.line
+            or destination.again is not None
+            or destination.blocked_until is not None
+            or destination.stuck_until > asyncio.get_running_loop().time()
+        ):
             return
-        key = _key(destination.route, destination.source)
-        if self._destinations.get(key) is destination:
-            del self._destinations[key]
+        if self._destinations.get(destination.key) is destination:
+            del self._destinations[destination.key]
+            if not any(other.path is destination.path for other in self._of_site(destination.route.site)):
+                self._traffic.forget(destination.path)
+
+    def _of_site(self, site: str) -> Iterable[Destination]:
+        return (other for key, other in self._destinations.items() if key[0] == site)
 
     # claims
 
@@ -441,46 +319,155 @@ class Dispatcher:
         """Claim what is due until `stop()`."""
         while not self._stopping:
             self._wake.clear()
-            claimed = 0
+            claimed = put_off = 0
+            more = False
             try:
                 if self._astray:
                     await self._free_strays()
-                claimed = await self._claim()
+                claimed, put_off, more = await self._claim()
             except LOST as error:
                 log.warning("claim.interrupted", error=str(error))
             except Exception:
                 log.exception("claim.failed")
-            if claimed:
+            if claimed or more:
                 continue
             with suppress(TimeoutError):
-                async with asyncio.timeout(POLL):
+                async with asyncio.timeout(LOOKED_AFTER if put_off else POLL):
                     await self._wake.wait()
 
     def wake(self) -> None:
         """There may be due mail in the database."""
         self._wake.set()
 
-    async def _claim(self) -> int:
-        limits = self._config.delivery
-        room = min(limits.memory_messages - self._held, CLAIM_AT_ONCE)
-        bytes_ = limits.memory_bytes - self._bytes
+    async def _claim(self) -> tuple[int, int, bool]:
+        """Claim what has its turn and room on its path.
+
+        How many messages; how many queues were put off; whether there are flows that have not had their turn.
+        """
         if self._silent_for() > FENCE or self._settler.uncertain:
-            return 0
-        if room < limits.memory_messages * (1 - KEEP_SHARE) / 2 or bytes_ <= 0:
-            self._hungry = True
-            return 0
+            return 0, 0, False
+        bulk = self._memory.room_to_claim(first=False)
+        room = self._memory.room_to_claim(first=True)
+        self._hungry = bulk < self._config.delivery.memory_messages / 8
+        lanes = range(FIRST_LANES if self._hungry else LANES)
+        if not room:
+            return 0, 0, False
         now = self._clock()
-        most = int(limits.memory_messages * QUEUE_SHARE)
-        busy = [queue for queue, count in self._of_queue.items() if count >= most]
-        names = await self._store.due_queues(now=now, busy=busy, limit=QUEUES_AT_ONCE)
-        self._hungry = bool(busy)
-        if not names:
-            return 0
-        share = max(1, room // len(names))
-        wanted = {name: min(share, most - self._of_queue[name]) for name in names[:room]}
-        messages = await self._taken(self._store.claim(wanted, now=now, worker=self._worker, bytes_=bytes_))
+        queues, last = await self._store.due_queues(
+            now=now,
+            after={lane: self._turns[lane] for lane in lanes},
+            pools=self._sources.pools(),
+            flows=FLOWS_AT_ONCE,
+            queues=max(LEAST_OF_FLOW, QUEUES_AT_ONCE // max(1, self._flows)),
+        )
+        self._flows = len({(queue.lane, queue.flow) for queue in queues})
+        more = self._next_turns(last, lanes)
+        wanted, put_off = self._sort_out(queues, min(room, CLAIM_AT_ONCE), min(bulk, CLAIM_AT_ONCE))
+        if put_off:
+            waits = {queue: (now + timedelta(seconds=wait.seconds), wait.why) for queue, wait in put_off.items()}
+            await self._store.put_off(waits, now=now)
+        if not wanted:
+            return 0, len(put_off), more
+        claim = self._store.claim(wanted, now=now, worker=self._worker, bytes_=self._memory.bytes_left)
+        messages = await self._taken(claim)
+        self._claimed |= bool(messages)
+        self._learn_lengths(len(wanted), sum(len(message.recipients) for message in messages))
         self.offer(messages)
-        return len(messages)
+        return len(messages), len(put_off), more
+
+    def _learn_lengths(self, queues: int, recipients: int) -> None:
+        """How many recipients a queue gave, on the average: ten thousand domains may have one each."""
+        self._each = min(UNKNOWN_ROOM, max(1.0, (self._each + recipients / queues) / 2))
+
+    def _next_turns(self, last: Mapping[int, str], lanes: Iterable[int]) -> bool:
+        """Where there are more flows than one claim looks at, go on behind the last one, else start over.
+
+        True when there are. Once all had their turn and anything was claimed, the first ones may have theirs at once.
+        """
+        over = any(self._turns[lane] and lane not in last for lane in lanes)
+        for lane in lanes:
+            self._turns[lane] = last.get(lane, "")
+        if over and self._claimed:
+            self._claimed = False
+            self._wake.set()
+        return bool(last)
+
+    def _sort_out(self, queues: Sequence[Queue], room: int, bulk: int) -> tuple[dict[str, int], dict[Queue, Wait]]:
+        """How much to claim of each queue, and which of them wait for what.
+
+        The lanes come one after the other; in a lane every flow gets an equal part of the room, and in a flow every
+        queue. What one leaves is there for the others at the next claim.
+        """
+        wanted: dict[str, int] = {}
+        put_off: dict[Queue, Wait] = {}
+        by_lane: dict[int, dict[str, list[tuple[Queue, int]]]] = {}
+        promised: dict[Key, int] = {}
+        for queue in queues:
+            found = self._room(queue, promised)
+            if isinstance(found, Wait):
+                put_off[queue] = found
+            elif found > 0:
+                by_lane.setdefault(queue.lane, {}).setdefault(queue.flow, []).append((queue, found))
+        for lane, flows in by_lane.items():
+            left = min(room, bulk) if lane >= FIRST_LANES else room
+            share = max(1, left // len(flows))
+            for members in flows.values():
+                each = max(1, share // len(members))
+                for queue, fits in members:
+                    take = min(each, fits, left)
+                    if take > 0:
+                        wanted[queue.name] = take
+                        left -= take
+                        room -= take
+                        bulk -= take if lane >= FIRST_LANES else 0
+        return wanted, put_off
+
+    def _room(self, queue: Queue, promised: dict[Key, int]) -> int | Wait:
+        """How many recipients of the queue could leave soon; a Wait: look again later; 0: that is for others."""
+        if self._memory.crowded(queue.name):
+            return 0
+        if (wait := self._traffic.wait_of_queue(queue)) is not None and wait.seconds > PATIENCE:
+            return wait
+        route = self._router.cached(queue.domain, sender="", stream=queue.stream, pool=queue.pool)
+        if route is None:
+            return UNKNOWN_ROOM
+        if isinstance(route, NoRoute):
+            return LEAST_ROOM
+        provider = self._traffic.provider_of(queue.domain, [host.name for host in route.hosts])
+        rooms: list[int] = []
+        waits: list[Wait] = []
+        for source in self._sources.of(queue.pool):
+            path = self._traffic.path(source.name, route.site, provider)
+            key = key_of(route, source)
+            found = self._room_of(self._destinations.get(key), path, promised.get(key, 0))
+            if isinstance(found, Wait):
+                waits.append(found)
+            else:
+                rooms.append(found)
+                promised[key] = promised.get(key, 0) + min(found, math.ceil(self._each))
+        if sum(rooms) > 0:
+            return sum(rooms)
+        return min(waits, key=lambda wait: wait.seconds) if waits and not rooms else 0
+
+    def _room_of(self, destination: Destination | None, path: Path, promised: int) -> int | Wait:
+        wait = self._traffic.wait_of(path)
+        if destination is not None and (until := self._sessions.blocked(destination)) is not None:
+            blocked = Wait((until - self._clock()).total_seconds(), destination.reason)
+            if wait is None or wait.seconds < blocked.seconds:
+                wait = blocked
+        if wait is not None and wait.seconds > PATIENCE:
+            return wait._replace(seconds=self._traffic.postpone(path, wait))
+        interval = self._traffic.interval(path)
+        most = math.ceil(2 / interval) if interval else LEAST_ROOM + int(2 * self._traffic.measure(path))
+        waiting = promised + (len(destination.line) if destination is not None else 0)
+        if (destination is None or not destination.sessions) and self._traffic.free(path) == 0:
+            # Either other workers of this node have its connections, and claim for them; or other paths of the provider
+            # have them all, and have to see that there is mail for this one too.
+            return 0 if self._traffic.full(path) else max(0, STARVING_ROOM - waiting)
+        if waiting < most:
+            return most - waiting
+        why = f"{waiting} messages are before it on the path {path}"
+        return Wait(self._traffic.postpone(path, Wait(0.0, why)), why)
 
     async def _taken(self, claim: Coroutine[object, object, list[Message]]) -> list[Message]:
         """Take in hand what the statement claims. When it fails, it may have claimed all the same."""
@@ -491,15 +478,16 @@ class Dispatcher:
                 self._astray = True
                 raise
             for message in messages:
-                self._take(message)
+                self._memory.take(message)
         return messages
 
     async def _free_strays(self) -> None:
         """Give up what is ours in the database and not in our hands."""
         async with self._claiming:
-            freed = await self._leases.free_strays(self._worker, lambda: self._in_hand, self._journal.taken)
+            freed = await self._leases.free_strays(self._worker, lambda: self._memory.in_hand, self._journal.taken)
             self._astray = False
-        log.warning("strays.freed", recipients=freed)
+        if freed:
+            log.warning("strays.freed", recipients=freed)
 
     async def expire(self) -> None:
         """Bounce what is past its expiry, in whatever state it waits."""
@@ -516,31 +504,41 @@ class Dispatcher:
 
     def forget_unblocked(self) -> None:
         """Drop destinations whose block has ended and that nobody has used since."""
-        now = self._clock()
         for destination in list(self._destinations.values()):
-            if destination.blocked_until is not None and destination.blocked_until <= now:
-                destination.blocked_until = None
-                self._pump(destination)
-                self._forget(destination)
+            if self._sessions.blocked(destination) is None:
+                self._sessions.pump(destination)
+                self.forget(destination)
 
     # steering
 
     def unblock(self) -> None:
-        """Try every site again that is left alone: an operator knows better."""
+        """Try everything again that is left alone, as if nothing had been learnt: an operator knows better."""
+        self._traffic.forgive()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Try again what is left alone: the limits are others now."""
         for destination in list(self._destinations.values()):
-            if destination.blocked_until is not None:
-                destination.blocked_until = None
-                self._forget(destination)
+            destination.blocked_until = None
+            destination.stuck_until = 0.0
+            self.forget(destination)
+        self._wake.set()
 
     def recall(self, selection: Selection) -> int:
         """Put back what is in hand, fits the selection and is not being sent; returns how many."""
         recalled: list[Recipient] = []
         for destination in self._destinations.values():
-            destination.jobs = deque(_split(destination.jobs, selection, recalled))
+            destination.line.filter(lambda job: _split(job, selection, recalled))
         for key, jobs in self._routing.items():
-            self._routing[key] = _split(jobs, selection, recalled)
+            self._routing[key] = [job for job in jobs if _split(job, selection, recalled)]
         self._settler.add([Settled(recipient, None, recipient.due_at, "") for recipient in recalled])
         return len(recalled)
+
+    def leave_sources(self, failing: Mapping[str, str]) -> None:
+        """These sources must not be used any more: what waits for them goes by others, or waits in the database."""
+        for destination in self._destinations.values():
+            if (why := failing.get(destination.source.name)) is not None:
+                self.put_back(destination.line.clear(), self._clock(), f"{destination.source.name}: {why}")
 
     async def stop(self, seconds: float) -> None:
         """Start nothing more, let the attempts under way end, put everything else back.
@@ -549,9 +547,7 @@ class Dispatcher:
         """
         self._stopping = True
         self._wake.set()
-        for destination in self._destinations.values():
-            for waiter in destination.idle:
-                _wake(waiter)
+        self._sessions.stop(list(self._destinations.values()))
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
             for task in late:
@@ -560,28 +556,14 @@ class Dispatcher:
                 await asyncio.wait(late)
         now = self._clock()
         for destination in self._destinations.values():
-            self._put_back(list(destination.jobs), now, "")
-            destination.jobs.clear()
+            self.put_back(destination.line.clear(), now, "")
         for jobs in self._routing.values():
-            self._put_back(jobs, now, "")
+            self.put_back(jobs, now, "")
         await self._settler.drained()
 
 
-def _split(jobs: Iterable[Job], selection: Selection, chosen: list[Recipient]) -> list[Job]:
-    """The jobs without the recipients that fit, which are added to `chosen`."""
-    rest = []
-    for job in jobs:
-        chosen += [recipient for recipient in job.recipients if selection.matches(recipient)]
-        job.recipients = [recipient for recipient in job.recipients if not selection.matches(recipient)]
-        if job.recipients:
-            rest.append(job)
-    return rest
-
-
-def _key(route: Route, source: Source) -> Key:
-    return (route.site, route.tls, route.auth is not None, source.name)
-
-
-def _wake(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+def _split(job: Job, selection: Selection, chosen: list[Recipient]) -> bool:
+    """Take the recipients that fit out of the job and add them to `chosen`; False when none is left."""
+    chosen += [recipient for recipient in job.recipients if selection.matches(recipient)]
+    job.recipients = [recipient for recipient in job.recipients if not selection.matches(recipient)]
+    return bool(job.recipients)

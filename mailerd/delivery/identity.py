@@ -6,7 +6,7 @@
 import os
 import re
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
@@ -28,8 +28,11 @@ SELECTOR = re.compile(
 class Identity:
     """The domains we may send as and their keys. A domain without an entry takes that of its nearest parent."""
 
-    def __init__(self, config: Config) -> None:
-        """Read every key file. Raises ConfigError with all that is wrong, each problem naming the file and the key."""
+    def __init__(self, config: Config, files: Mapping[str, bytes] | None = None) -> None:
+        """Load every key, from `files` (by path) those that are there.
+
+        Raises ConfigError with all that is wrong, each problem naming the file and the key.
+        """
         problems: list[ConfigProblem] = []
         self._domains: dict[str, SendingDomain] = {}
         self._keys: dict[str, tuple[SigningKey, ...]] = {}
@@ -40,7 +43,7 @@ class Identity:
                 problems.append(ConfigProblem("", 0, f"domains.{name}", str(error)))
                 continue
             self._domains[domain] = settings
-            self._keys[domain] = _load_keys(domain, name, settings, Path(config.data_dir), problems)
+            self._keys[domain] = _load_keys(domain, name, settings, Path(config.data_dir), files or {}, problems)
         if problems:
             raise ConfigError(problems)
 
@@ -67,7 +70,12 @@ def _with_parents(domain: str) -> Iterator[str]:
 
 
 def _load_keys(
-    domain: str, name: str, settings: SendingDomain, data_dir: Path, problems: list[ConfigProblem]
+    domain: str,
+    name: str,
+    settings: SendingDomain,
+    data_dir: Path,
+    files: Mapping[str, bytes],
+    problems: list[ConfigProblem],
 ) -> tuple[SigningKey, ...]:
     keys = []
     for index, entry in enumerate(settings.dkim):
@@ -77,7 +85,8 @@ def _load_keys(
             text = "not a selector, write letters, digits and hyphens"
             problems.append(ConfigProblem("", 0, f"{where}.selector", f"{entry.selector!r} is {text}"))
         try:
-            keys.append(SigningKey(domain, entry.selector, load_key(path.read_bytes())))
+            pem = files[str(path)] if str(path) in files else path.read_bytes()
+            keys.append(SigningKey(domain, entry.selector, load_key(pem)))
         except OSError as error:
             text = f"the key file cannot be read: {error.strerror}"
             problems.append(ConfigProblem(str(path), 0, f"{where}.key_file", text))

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from mailerd.config import Stream
+from mailerd.config import Config, Stream, precedence
 from mailerd.delivery.verdict import Verdict
 from mailerd.events import Event
 from mailerd.queue.ids import format_message_id
-from mailerd.queue.mail import Message, Recipient
+from mailerd.queue.mail import NORMAL, PRIORITIES, Message, Recipient
 from mailerd.wire.reports import RecipientReport, build_report
 
 STREAM = "transactional"
@@ -52,10 +52,15 @@ def delay_is_due(recipient: Recipient, stream: Stream, now: datetime) -> bool:
 class Notices:
     """Writes the reports."""
 
-    def __init__(self, *, hostname: str, pool: str, next_id: Callable[[], int]) -> None:
-        self._hostname = hostname
-        self._pool = pool
+    def __init__(self, config: Config, next_id: Callable[[], int]) -> None:
         self._next_id = next_id
+        self.reconfigure(config)
+
+    def reconfigure(self, config: Config) -> None:
+        """The name, the pool and the lane of the reports that are written from now on."""
+        self._hostname = config.hostname
+        self._pool = config.streams[STREAM].pool
+        self._lane = precedence(config.streams, STREAM) * len(PRIORITIES) + NORMAL
 
     def report(
         self, message: Message, content: bytes, notices: Sequence[Notice], now: datetime
@@ -70,7 +75,7 @@ class Notices:
             now=now,
             recipients=[_recipient_report(notice, now) for notice in notices],
             original=content,
-            ret=message.ret,
+            ret="HDRS" if message.require_tls else message.ret,  # RFC 8689 section 5
             message_id=f"{format_message_id(id_)}@{self._hostname}",
         )
         report = Message(
@@ -85,6 +90,8 @@ class Notices:
             content=bytes_,
             smtputf8=not message.sender.isascii(),
             eight_bit=not bytes_.isascii(),
+            lane=self._lane,
+            require_tls=message.require_tls or None,
         )
         recipient = Recipient(
             report, 1, message.sender, message.sender.rpartition("@")[2], now + LIFETIME, now, notify="NEVER"

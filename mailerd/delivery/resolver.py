@@ -2,6 +2,10 @@
 
 The four kinds of "no" stay apart, because they mean different things to mail: `NoData` (the name exists, not this
 type), `NoDomain` (NXDOMAIN), and `Failed` with `dns_servfail` or `dns_timeout` (nobody knows; ask again later).
+
+Answers are `secure` when the name servers say that DNSSEC proves them, and only where they can be believed: all of them
+named in the configuration, on this machine, and shown to validate (RFC 7672 section 2.2; configuration
+`resolver.dnssec`). Bogus answers never reach us: a validating name server fails them.
 """
 
 import asyncio
@@ -9,13 +13,14 @@ import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from socket import SOCK_DGRAM
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import dns.asyncbackend
 import dns.asyncquery
 import dns.exception
+import dns.flags
 import dns.inet
 import dns.message
 import dns.name
@@ -26,6 +31,7 @@ import dns.rrset
 import structlog
 
 from mailerd import config
+from mailerd.delivery.dane import Tlsa
 
 log = structlog.get_logger()
 
@@ -36,6 +42,8 @@ FAILED_TTL = 5.0  # seconds
 FIRST_ROUND = 1 / 3  # of the time: one try at each name server; the second round has the rest
 MAX_QUERIES = 256  # under way at once: each holds a socket
 EDNS_PAYLOAD = 1232  # bytes: not fragmented on any path
+PROVEN_FOR = 300.0  # seconds until name servers have to show again that they validate
+UNPROVEN_FOR = 30.0  # seconds until they may try again
 
 Record = TypeVar("Record")
 Key = TypeVar("Key")
@@ -52,10 +60,15 @@ class Mx:
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[Record]):
-    """Records, never none. `expires` is a time of the resolver's clock, as in the other answers."""
+    """Records, never none. `expires` is a time of the resolver's clock, as in the other answers.
+
+    `alias`: the name that a chain of CNAMEs led to, "" without one. `secure` covers the whole chain.
+    """
 
     records: tuple[Record, ...]
     expires: float
+    secure: bool = False
+    alias: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,7 @@ class NoData:
     """The name exists and has no record of this type."""
 
     expires: float
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +84,7 @@ class NoDomain:
     """The name does not exist (NXDOMAIN), or could not: an empty or overlong label."""
 
     expires: float
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +136,42 @@ def system_nameservers() -> tuple[NameServer, ...]:
     return tuple(NameServer(server, found.port) for server in found.nameservers if isinstance(server, str))
 
 
+def is_private(address: str) -> bool:
+    """Whether an address is not of the public Internet: private, loopback, link-local, unspecified, multicast …"""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return ip.is_multicast or not ip.is_global
+
+
 class SingleFlight(Generic[Key, Value]):
     """Callers that want the same thing at once share the work; one that gives up does not take it from the others."""
 
     def __init__(self) -> None:
         self._tasks: dict[Key, asyncio.Task[Value]] = {}
+        self._left: list[asyncio.Task[Value]] = []
 
     async def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
+        return await asyncio.shield(self.start(key, work))
+
+    def start(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> asyncio.Task[Value]:
+        """The work for `key` that is under way, begun if there is none."""
         task = self._tasks.get(key)
         if task is None:
+            tasks = self._tasks
             task = asyncio.create_task(work(), name=f"lookup {key}")
-            self._tasks[key] = task
-            task.add_done_callback(lambda _: self._tasks.pop(key, None))
-        return await asyncio.shield(task)
+            tasks[key] = task
+            task.add_done_callback(lambda _: tasks.pop(key, None))
+        return task
+
+    def renew(self) -> None:
+        """Let what is under way end for those who wait for it; from here on it is done anew."""
+        self._left = [task for task in (*self._left, *self._tasks.values()) if not task.done()]
+        self._tasks = {}
 
     async def close(self) -> None:
         """Cancel what is under way and wait until it is gone."""
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._left]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -156,6 +190,9 @@ class Resolver:
         self._cache: OrderedDict[tuple[str, str], Answer[Any]] = OrderedDict()
         self._flights: SingleFlight[tuple[str, str], Answer[Any]] = SingleFlight()
         self._room = asyncio.Semaphore(MAX_QUERIES)
+        self._doubt = _doubt(settings, self.nameservers)
+        self._proof = _Proof("", float("-inf"))
+        self._proofs: SingleFlight[str, None] = SingleFlight()
 
     async def mx(self, name: str) -> Answer[Mx]:
         """The mail exchangers, most preferred first, names of one preference in alphabetical order."""
@@ -171,6 +208,16 @@ class Resolver:
         """The texts, each with its strings joined (RFC 7208 section 3.3), bytes beyond ASCII escaped."""
         return await self.lookup(name, "TXT")
 
+    async def tlsa(self, name: str, port: int) -> Answer[Tlsa]:
+        """The TLSA records of SMTP at the host `name` (RFC 7672 section 2.2.3)."""
+        return await self.lookup(f"_{port}._tcp.{name}", "TLSA")
+
+    async def dnssec_doubt(self) -> str:
+        """Why no answer is `secure`, for people; "" when the name servers are believed. Asks them now."""
+        if not self._doubt:
+            await self._proofs.run("", self._prove)
+        return self._doubt or self._proof.doubt
+
     async def lookup(self, name: str, rdtype: str) -> Answer[Any]:
         """The answer for `name` (A-labels or U-labels, any case, with or without final dot), following CNAMEs."""
         key = (name.lower().rstrip("."), rdtype)
@@ -182,15 +229,39 @@ class Resolver:
 
     async def close(self) -> None:
         await self._flights.close()
+        await self._proofs.close()
 
     async def _fetch(self, key: tuple[str, str]) -> Answer[Any]:
         async with self._room:
             answer = await self._resolve(*key)
+        if not isinstance(answer, Failed) and answer.secure and not await self._proven():
+            answer = replace(answer, secure=False)
         self._cache[key] = answer
         self._cache.move_to_end(key)
         while len(self._cache) > self._settings.cache:
             self._cache.popitem(last=False)
         return answer
+
+    async def _proven(self) -> bool:
+        """Whether "secure" is to be believed. Asked only when a name server says it, so it costs others nothing."""
+        if not self._doubt and self._proof.expires <= self.clock():
+            await self._proofs.run("", self._prove)
+        return not self._doubt and not self._proof.doubt
+
+    async def _prove(self) -> None:
+        """Find out whether every name server validates: then it says so of the SOA of a signed name."""
+        name = dns.name.from_text(self._settings.dnssec_probe)
+        patience = self._settings.timeout
+        answers = await asyncio.gather(*(self._exchange(server, name, "SOA", patience) for server in self.nameservers))
+        doubts = [
+            answer.text if isinstance(answer, Failed) else f"{server} does not validate the SOA of {name}"
+            for server, answer in zip(self.nameservers, answers, strict=True)
+            if isinstance(answer, Failed) or not answer.flags & dns.flags.AD or not answer.answer
+        ]
+        doubt = "; ".join(doubts)
+        if doubt != self._proof.doubt:
+            log.info("dnssec.disbelieved", reason=doubt) if doubt else log.info("dnssec.believed")
+        self._proof = _Proof(doubt, self.clock() + (UNPROVEN_FOR if doubt else PROVEN_FOR))
 
     async def _resolve(self, text: str, rdtype: str) -> Answer[Any]:
         """Ask, and ask again where a name server hands out a CNAME chain without its end."""
@@ -201,6 +272,7 @@ class Resolver:
         deadline = asyncio.get_running_loop().time() + self._settings.timeout
         asked: set[dns.name.Name] = set()
         ttl = float("inf")
+        secure = True
         while name not in asked and len(asked) < MAX_CNAMES:
             asked.add(name)
             message = await self._ask(name, rdtype, deadline)
@@ -212,12 +284,14 @@ class Resolver:
                 text = f"the records of {_host_name(name)} make no sense: {_reason(error)}"
                 return self._failed("dns_servfail", text)
             ttl = min(ttl, chain.minimum_ttl)
+            secure = secure and bool(message.flags & dns.flags.AD)
             if chain.answer is not None:
-                return Found(_records(chain.answer), self._believed(ttl))
+                alias = _host_name(chain.canonical_name) if chain.cnames or len(asked) > 1 else ""
+                return Found(_records(chain.answer), self._believed(ttl), secure, alias)
             if message.rcode() == dns.rcode.NXDOMAIN:
-                return NoDomain(self._believed(ttl, negative=True))
+                return NoDomain(self._believed(ttl, negative=True), secure)
             if not chain.cnames or message.authority:  # an authority section with an SOA says: here it ends
-                return NoData(self._believed(ttl, negative=True))
+                return NoData(self._believed(ttl, negative=True), secure)
             name = chain.canonical_name
         return self._failed("dns_servfail", f"CNAMEs in a loop, or more than {MAX_CNAMES}, up to {_host_name(name)}")
 
@@ -252,6 +326,8 @@ class Resolver:
     ) -> dns.message.QueryMessage | Failed:
         """One question to one server: UDP, then TCP when the answer was cut. Answers that do not fit are ignored."""
         query = dns.message.make_query(name, rdtype, use_edns=0, payload=EDNS_PAYLOAD)
+        if not self._doubt:
+            query.flags |= dns.flags.AD  # asks for AD in the answer without the signatures (RFC 6840 section 5.7)
         backend = dns.asyncbackend.get_backend("asyncio")
         family = dns.inet.af_for_address(server.address)
         try:
@@ -284,18 +360,38 @@ class Resolver:
         return self.clock() + min(max(ttl, self._settings.min_ttl), self._settings.max_ttl)
 
 
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    """Whether the name servers showed that they validate: `doubt` is "" if so."""
+
+    doubt: str
+    expires: float
+
+
+def _doubt(settings: config.Resolver, nameservers: tuple[NameServer, ...]) -> str:
+    """Why what these name servers say of DNSSEC cannot be believed, whatever it is; "" when it can."""
+    if settings.dnssec == "off":
+        return "resolver.dnssec is off"
+    if not settings.nameservers:
+        return "resolver.nameservers names none"
+    distant = [str(server) for server in nameservers if not ipaddress.ip_address(server.address).is_loopback]
+    return f"not on this machine, so that anybody on the way could answer: {', '.join(distant)}" if distant else ""
+
+
 def _reason(error: Exception) -> str:
     """An error in its own words, on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()).rstrip(".") or "the connection was closed"
 
 
-def _records(rrset: dns.rrset.RRset) -> tuple[Mx, ...] | tuple[str, ...]:
+def _records(rrset: dns.rrset.RRset) -> tuple[Mx, ...] | tuple[str, ...] | tuple[Tlsa, ...]:
     if rrset.rdtype == dns.rdatatype.MX:
         found = sorted((mx.preference, _host_name(mx.exchange)) for mx in rrset)
         return tuple(Mx(preference, name) for preference, name in found[:MAX_RECORDS])
     if rrset.rdtype == dns.rdatatype.TXT:
         return tuple(b"".join(txt.strings).decode("ascii", "backslashreplace") for txt in rrset)[:MAX_RECORDS]
+    if rrset.rdtype == dns.rdatatype.TLSA:
+        return tuple(Tlsa(tlsa.usage, tlsa.selector, tlsa.mtype, tlsa.cert) for tlsa in rrset)[:MAX_RECORDS]
     return tuple(record.to_text() for record in rrset)[:MAX_RECORDS]
 
 

@@ -1,4 +1,7 @@
-"""Where mail for a domain goes: the configured routes, else its mail exchangers (RFC 5321 section 5.1).
+"""Where mail for a domain goes, and what is asked of TLS there: the configured routes, else its mail exchangers.
+
+Mail exchangers are found as RFC 5321 section 5.1 says. What domains publish about TLS (DANE, MTA-STS: `tls_policy`) is
+looked up with them, unless the route says what is wanted.
 
 Every answer, also a "no", is kept as long as the DNS answers behind it live, so that the next message of the domain is
 routed without waiting.
@@ -10,12 +13,16 @@ import ipaddress
 import itertools
 import random
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from mailerd.config import Config, Endpoint, RouteAuth, RouteRule
-from mailerd.delivery.resolver import Answer, Failed, Found, Mx, NoData, NoDomain, Resolver, SingleFlight
+from mailerd.delivery import tls_policy
+from mailerd.delivery.dane import Dane
+from mailerd.delivery.mta_sts import Known, StsPolicies
+from mailerd.delivery.resolver import Answer, Failed, Found, Mx, NoData, NoDomain, Resolver, SingleFlight, is_private
+from mailerd.delivery.tls_policy import Mode, TlsOutcome, TlsPolicy
 from mailerd.delivery.verdict import Blame, Kind, Verdict, local_verdict, network_verdict
 from mailerd.wire.address import domain_to_ascii
 
@@ -24,17 +31,22 @@ MAX_CHOICES = 24  # orders kept of one plan; divisible by 2, 3, 4, 6, 8, so that
 MAX_SITE = 200  # characters
 FOREVER = float("inf")
 DIRECT = RouteRule()
+NOTHING_PUBLISHED = Known(None, FOREVER)
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One address to connect to. `name` is what its certificate should say, the address itself when it has no name."""
+    """One address to connect to. `name` is what its certificate should say, the address itself when it has no name.
+
+    `dane`: what signed zones say about its certificate, where the policy of the route follows them.
+    """
 
     name: str
     address: str
     port: int
+    dane: Dane | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ class Route:
 
     site: str
     hosts: tuple[Host, ...]
-    tls: str
+    tls: TlsPolicy
     auth: RouteAuth | None
 
 
@@ -60,6 +72,8 @@ class Router:
     """Routes domains (lower-case A-labels, or address literals in brackets).
 
     `own` are the endpoints that we listen on: mail must not be sent to ourselves. `rng` orders hosts among equals.
+    `sts`: the MTA-STS policies; without them only DANE is followed. `note` is told what went wrong about the TLS policy
+    of a domain before there was a session, for the report to it.
     """
 
     def __init__(
@@ -69,42 +83,63 @@ class Router:
         *,
         own: Iterable[Endpoint] | None = None,
         rng: random.Random | None = None,
+        sts: StsPolicies | None = None,
+        note: Callable[[TlsOutcome], None] = lambda outcome: None,
     ) -> None:
         self._config = config
+        self._sts = sts
+        self._note = note
         self._resolver = resolver
         self._clock = resolver.clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
-        self._own = _Own.of([listener.bind for listener in config.listeners] if own is None else own)
-        self._rules = tuple(_Rule.of(rule) for rule in config.routes)
+        self._fixed_own = None if own is None else _Own.of(own)
+        self._rules: tuple[_Rule, ...] = ()
         self._rule_of: dict[tuple[str, str, str, str], int] = {}
-        self._plans: dict[tuple[str, int], _Plan] = {}
-        self._flights: SingleFlight[tuple[str, int], _Plan] = SingleFlight()
+        self._plans: dict[_Key, _Plan] = {}
+        self._flights: SingleFlight[_Key, _Plan] = SingleFlight()
+        self.reconfigure(config)
 
-    async def route(self, domain: str, *, sender: str, stream: str, pool: str) -> Route | NoRoute:
-        """Where mail for `domain` goes, or the verdict that it cannot go anywhere (for now, or at all)."""
-        key = self._key(domain, sender, stream, pool)
+    def reconfigure(self, config: Config) -> None:
+        """Route by another configuration from now on; what was found by the old one is forgotten."""
+        self._config = config
+        self._own = self._fixed_own or _Own.of([listener.bind for listener in config.listeners])
+        self._rules = tuple(_Rule.of(rule) for rule in config.routes)
+        self._rule_of = {}
+        self._plans = {}
+        self._flights.renew()
+
+    async def route(
+        self, domain: str, *, sender: str, stream: str, pool: str, ignore_policy: bool = False
+    ) -> Route | NoRoute:
+        """Where mail for `domain` goes, or the verdict that it cannot go anywhere (for now, or at all).
+
+        `ignore_policy`: whatever the domain publishes about TLS, as the sender wishes ("TLS-Required: No" of RFC 8689).
+        """
+        key = self._key(domain, sender, stream, pool, ignore_policy)
         plan = self._plans.get(key)
         if plan is None or plan.expires <= self._clock():
-            plan = await self._flights.run(key, lambda: self._renew(key))
+            plan = await self._flights.run(key, lambda: self._renew(key, self._rules, self._plans))
         return plan.pick()
 
-    def cached(self, domain: str, *, sender: str, stream: str, pool: str) -> Route | NoRoute | None:
+    def cached(
+        self, domain: str, *, sender: str, stream: str, pool: str, ignore_policy: bool = False
+    ) -> Route | NoRoute | None:
         """The same from memory, at once; None when DNS has to be asked."""
-        plan = self._plans.get(self._key(domain, sender, stream, pool))
+        plan = self._plans.get(self._key(domain, sender, stream, pool, ignore_policy))
         return None if plan is None or plan.expires <= self._clock() else plan.pick()
 
     def rule(self, domain: str, *, sender: str, stream: str, pool: str) -> int | None:
         """Which of the configured routes decides, counted from 0; None: none of them."""
-        n = self._key(domain, sender, stream, pool)[1]
+        n = self._key(domain, sender, stream, pool, False)[1]
         return n if n >= 0 else None
 
     async def close(self) -> None:
         await self._flights.close()
 
-    def _key(self, domain: str, sender: str, stream: str, pool: str) -> tuple[str, int]:
+    def _key(self, domain: str, sender: str, stream: str, pool: str, ignore_policy: bool) -> "_Key":
         """What the route depends on: a rule with fixed hosts serves all its domains with one plan."""
         if not self._rules:
-            return (domain, -1)
+            return (domain, -1, ignore_policy)
         facts = (domain, sender.rpartition("@")[2].lower(), stream, pool)
         n = self._rule_of.get(facts)
         if n is None:
@@ -112,39 +147,45 @@ class Router:
             if len(self._rule_of) >= MAX_PLANS:
                 self._rule_of.clear()
             self._rule_of[facts] = n
-        return ("", n) if n >= 0 and self._rules[n].rule.hosts else (domain, n)
+        return ("" if n >= 0 and self._rules[n].rule.hosts else domain, n, ignore_policy)
 
-    async def _renew(self, key: tuple[str, int]) -> "_Plan":
-        domain, n = key
-        rule = self._rules[n].rule if n >= 0 else DIRECT
-        plan = await (self._fixed(rule) if rule.hosts else self._direct(domain, rule))
-        self._plans.pop(key, None)
-        if len(self._plans) >= MAX_PLANS:
-            del self._plans[next(iter(self._plans))]  # the one renewed longest ago
-        self._plans[key] = plan
+    async def _renew(self, key: "_Key", rules: Sequence["_Rule"], plans: dict["_Key", "_Plan"]) -> "_Plan":
+        """Make the plan for `key`, which counts `rules`, and keep it: not for those who reconfigured meanwhile."""
+        domain, n, ignore_policy = key
+        rule = rules[n].rule if n >= 0 else DIRECT
+        asked = _Asked(domain, rule, ignore_policy or rule.tls != "opportunistic")
+        plan = await (self._fixed(asked) if rule.hosts else self._direct(asked))
+        plans.pop(key, None)
+        if len(plans) >= MAX_PLANS:
+            del plans[next(iter(plans))]  # the one renewed longest ago
+        plans[key] = plan
         return plan
 
-    async def _fixed(self, rule: RouteRule) -> "_Plan":
+    async def _fixed(self, asked: "_Asked") -> "_Plan":
         """The hosts of a route, in the order written; what is wrong with them is our configuration, so mail waits."""
+        rule = asked.rule
         site = ",".join(_endpoint_name(endpoint) for endpoint in rule.hosts)
         if rule.auth is not None:
             site = f"{rule.auth.username}@{site}"
-        sites = [await self._addresses(Mx(n, host.host), port=host.port) for n, host in enumerate(rule.hosts)]
+        dane = self._config.delivery.dane and not asked.ignore_policy
+        hosts = [(Mx(n, host.host), host.port) for n, host in enumerate(rule.hosts)]
+        sites = [await self._addresses(mx, port=port, dane=dane) for mx, port in hosts]
         expires = min(exchanger.expires for exchanger in sites)
         if any(exchanger.own for exchanger in sites):
             return self._refusal(_loop(site), expires)
         usable = [exchanger for exchanger in sites if exchanger.addresses]
         if usable:
-            return self._plan(Route(site, (), rule.tls, rule.auth), usable, expires)
+            return self._plan(Route(site, (), self._tls(asked, usable), rule.auth), usable, expires)
         failure = _failed_lookup(sites)
         if failure is not None:
             return self._refusal(failure, expires)
         text = f"no host of the route to {site} has an address"
         return self._refusal(local_verdict(Kind.ROUTING, 451, "4.4.4", text, blame=Blame.SOURCE), expires)
 
-    async def _direct(self, domain: str, rule: RouteRule) -> "_Plan":
+    async def _direct(self, asked: "_Asked") -> "_Plan":
+        domain = asked.domain
         if domain.startswith("["):
-            return await self._literal(domain, rule)
+            return await self._literal(asked)
         answer = await self._resolver.mx(domain)
         match answer:
             case NoDomain():
@@ -160,50 +201,91 @@ class Router:
                 if not records:
                     text = f"domain {domain} does not accept mail (null MX)"
                     return self._refusal(local_verdict(Kind.BAD_DOMAIN, 556, "5.1.10", text), answer.expires)
-        exchangers = await self._exchangers(records)
-        expires = min([answer.expires, *(exchanger.expires for exchanger in exchangers)])
+        # Without a signed answer anybody could have named the hosts: nothing would be proved (RFC 7672 section 2.2.1).
+        dane = answer.secure and self._config.delivery.dane and not asked.ignore_policy
+        exchangers, sts = await asyncio.gather(self._exchangers(records, dane=dane), self._sts_of(asked))
+        expires = min([answer.expires, sts.expires, *(exchanger.expires for exchanger in exchangers)])
         best_own = min((exchanger.preference for exchanger in exchangers if exchanger.own), default=1 << 16)
         kept = [exchanger for exchanger in exchangers if exchanger.preference < best_own]
+        self._note_failures(domain, kept)
         usable = [exchanger for exchanger in kept if exchanger.addresses]
         if usable:
+            tls = self._tls(asked, usable, sts)
+            allowed = usable if tls.testing else [host for host in usable if host.dane or tls.allows_host(host.name)]
+            if not allowed:
+                return self._refusal(self._unlisted(tls, usable), expires)
             site = site_name(mx.name for mx in records)
-            return self._plan(Route(site, (), rule.tls, rule.auth), usable, expires)
+            return self._plan(Route(site, (), tls, asked.rule.auth), allowed, expires)
         return self._refusal(_no_address(domain, kept, implicit=isinstance(answer, NoData)), expires)
 
-    async def _literal(self, domain: str, rule: RouteRule) -> "_Plan":
+    async def _literal(self, asked: "_Asked") -> "_Plan":
+        domain = asked.domain
         try:
             address = str(ipaddress.ip_address(domain[1:-1].lower().removeprefix("ipv6:")))
         except ValueError:
             verdict = local_verdict(Kind.BAD_DOMAIN, 553, "5.1.3", f"{domain} is not an address literal")
             return self._refusal(verdict, FOREVER)
-        exchanger = await self._exchanger(Mx(0, address))
+        exchanger = await self._exchanger(Mx(0, address), dane=False)
         if exchanger.own:
             return self._refusal(_loop(domain), FOREVER)
         if exchanger.addresses:
-            return self._plan(Route(domain, (), rule.tls, rule.auth), [exchanger], FOREVER)
+            return self._plan(Route(domain, (), self._tls(asked, ()), asked.rule.auth), [exchanger], FOREVER)
         return self._refusal(_no_address(domain, [exchanger], implicit=False), FOREVER)
 
-    async def _exchangers(self, records: Sequence[Mx]) -> list["_Exchanger"]:
+    def _tls(self, asked: "_Asked", exchangers: Sequence["_Exchanger"], sts: Known = NOTHING_PUBLISHED) -> TlsPolicy:
+        """The policy of a route: what the operator wrote, else DANE, MTA-STS, whatever the hosts offer."""
+        minimum = asked.rule.tls_minimum or self._config.delivery.tls_minimum
+        if asked.rule.tls != "opportunistic":
+            return TlsPolicy(asked.rule.tls, minimum)
+        domain = "" if asked.domain.startswith("[") else asked.domain
+        dane = any(exchanger.dane is not None for exchanger in exchangers)
+        if sts.policy is None or sts.policy.mode == "none":
+            mode: Mode = "dane" if dane else "opportunistic"
+            return TlsPolicy(mode, minimum, domain=domain)
+        mode, testing = ("dane" if dane else "sts"), sts.policy.mode == "testing"
+        return TlsPolicy(mode, minimum, sts.policy.mx, testing, domain, sts.policy.lines)
+
+    async def _sts_of(self, asked: "_Asked") -> Known:
+        if self._sts is None or asked.ignore_policy or not self._config.delivery.mta_sts:
+            return NOTHING_PUBLISHED
+        return await self._sts.policy(asked.domain)
+
+    def _unlisted(self, tls: TlsPolicy, exchangers: Sequence["_Exchanger"]) -> Verdict:
+        """The verdict when MTA-STS allows none of the hosts (RFC 8461 section 4.1)."""
+        name = exchangers[0].name
+        text = f"the MTA-STS policy of {tls.domain} lists none of its mail hosts, such as {name}"
+        result = tls_policy.VALIDATION_FAILURE
+        self._note(TlsOutcome(tls.domain, "sts", tls.lines, name, exchangers[0].addresses[0], result, text))
+        return network_verdict("tls_failed", text)
+
+    def _note_failures(self, domain: str, exchangers: Iterable["_Exchanger"]) -> None:
+        """Hosts that are not used because nobody can say whether they have TLSA records."""
+        for exchanger in exchangers:
+            if exchanger.tlsa_failure:
+                result = tls_policy.DNSSEC_INVALID
+                self._note(TlsOutcome(domain, "tlsa", (), exchanger.name, "", result, exchanger.tlsa_failure))
+
+    async def _exchangers(self, records: Sequence[Mx], *, dane: bool) -> list["_Exchanger"]:
         """The best hosts with their addresses; asks for more only while there are too few addresses to try."""
         wanted = self._config.delivery.max_hosts
         waiting = sorted(records, key=lambda mx: (mx.preference, self._rng.random()))
         known: list[_Exchanger] = []
         while waiting and sum(len(exchanger.addresses) for exchanger in known) < wanted:
             batch, waiting = waiting[:wanted], waiting[wanted:]
-            known += await asyncio.gather(*(self._exchanger(mx) for mx in batch))
+            known += await asyncio.gather(*(self._exchanger(mx, dane=dane) for mx in batch))
         return known
 
-    async def _exchanger(self, mx: Mx) -> "_Exchanger":
+    async def _exchanger(self, mx: Mx, *, dane: bool) -> "_Exchanger":
         """A host with the addresses that somebody else's DNS may send us to: none of private networks."""
         if mx.name == self._config.hostname.lower():
             return _Exchanger(mx.preference, mx.name, self._config.delivery.port, own=True)
-        found = await self._addresses(mx, port=self._config.delivery.port)
+        found = await self._addresses(mx, port=self._config.delivery.port, dane=dane)
         if not self._config.delivery.allow_private:
             found.skipped = [address for address in found.addresses if is_private(address)]
             found.addresses = [address for address in found.addresses if address not in found.skipped]
         return found
 
-    async def _addresses(self, mx: Mx, *, port: int) -> "_Exchanger":
+    async def _addresses(self, mx: Mx, *, port: int, dane: bool) -> "_Exchanger":
         """A host with all its addresses, whatever they are; an address in the place of a name is taken as one."""
         found = _Exchanger(mx.preference, mx.name, port)
         if (fixed := _without_dns(mx.name)) is not None:
@@ -211,8 +293,36 @@ class Router:
         else:
             for answer in await asyncio.gather(self._resolver.a(mx.name), self._resolver.aaaa(mx.name)):
                 found.note(answer)
+            if dane and found.addresses:
+                await self._find_tlsa(found)
         found.own = any(self._own(address, port) for address in found.addresses)
         return found
+
+    async def _find_tlsa(self, found: "_Exchanger") -> None:
+        """Note the TLSA records of a host; a host for which they cannot be looked up is not used (RFC 7672 2.1.1).
+
+        They stand under the name that aliases lead to, else under the name itself (section 2.2.3).
+        """
+        if not found.secure and await self._alias_is_unsigned(found):
+            return  # there are no signed records then, and some such name servers fail when asked for them
+        for base in [found.alias, found.name] if found.secure and found.alias else [found.name]:
+            answer = await self._resolver.tlsa(base, found.port)
+            found.expires = min(found.expires, answer.expires)
+            if isinstance(answer, Failed):
+                found.addresses = []
+                found.failed = answer
+                found.tlsa_failure = f"TLSA lookup of _{found.port}._tcp.{base} failed: {answer.text}"
+                return
+            if isinstance(answer, Found) and answer.secure:
+                found.dane = Dane(base, answer.records)
+                return
+
+    async def _alias_is_unsigned(self, found: "_Exchanger") -> bool:
+        """A signed alias for an unsigned host may have TLSA records under its own name (RFC 7672 section 2.2.2)."""
+        if not found.alias:
+            return True
+        answer = await self._resolver.lookup(found.name, "CNAME")
+        return not isinstance(answer, Failed) and not answer.secure  # Failed: who knows, so ask and see
 
     def _plan(self, route: Route, exchangers: Sequence["_Exchanger"], expires: float) -> "_Plan":
         groups = [
@@ -223,6 +333,18 @@ class Router:
 
     def _refusal(self, verdict: Verdict, expires: float) -> "_Plan":
         return _Plan(expires, NoRoute(verdict), [], 0, self._rng)
+
+
+_Key: TypeAlias = tuple[str, int, bool]  # domain, route, whether policies are ignored
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a plan is for; `domain` is "" where a route has hosts of its own."""
+
+    domain: str
+    rule: RouteRule
+    ignore_policy: bool
 
 
 @dataclass(slots=True)
@@ -237,16 +359,22 @@ class _Exchanger:
     failed: Failed | None = None
     own: bool = False
     expires: float = FOREVER
+    secure: bool = True  # all of the addresses
+    alias: str = ""
+    dane: Dane | None = None
+    tlsa_failure: str = ""
 
     def note(self, answer: Answer[str]) -> None:
         self.expires = min(self.expires, answer.expires)
         if isinstance(answer, Found):
             self.addresses += answer.records
+            self.secure = self.secure and answer.secure
+            self.alias = answer.alias
         elif isinstance(answer, Failed):
             self.failed = answer
 
     def hosts(self) -> "_Families":
-        hosts = [Host(self.name, address, self.port) for address in self.addresses]
+        hosts = [Host(self.name, address, self.port, self.dane) for address in self.addresses]
         return [host for host in hosts if ":" not in host.address], [host for host in hosts if ":" in host.address]
 
 
@@ -329,14 +457,6 @@ class _Rule:
         )
 
 
-def is_private(address: str) -> bool:
-    """Whether an address is not of the public Internet: private, loopback, link-local, unspecified, multicast …"""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return ip.is_multicast or not ip.is_global
-
-
 def site_name(names: Iterable[str]) -> str:
     """One readable name for a set of hosts, the same in whatever order they come.
 
@@ -367,6 +487,8 @@ def _failed_lookup(exchangers: Sequence[_Exchanger]) -> Verdict | None:
     """Of the first host whose addresses DNS could not tell; None when it told of all."""
     for exchanger in exchangers:
         if (failed := exchanger.failed) is not None:
+            if exchanger.tlsa_failure:
+                return network_verdict(failed.kind, exchanger.tlsa_failure)
             return network_verdict(failed.kind, f"address lookup of {exchanger.name} failed: {failed.text}")
     return None
 

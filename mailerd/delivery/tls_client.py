@@ -2,9 +2,10 @@
 
 import functools
 import ssl
-from typing import Any
+from typing import Any, Literal
 
 MAX_SESSIONS = 10_000  # remembered for resumption, of each context; about 3 KB each
+MINIMUM = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class ResumingContext(ssl.SSLContext):
@@ -38,15 +39,19 @@ class ResumingContext(ssl.SSLContext):
 
 
 @functools.cache
-def client_context(verify: bool, trust: str | None = None) -> ResumingContext:
-    """The context for STARTTLS and implicit TLS, one object for each pair of arguments.
+def client_context(
+    check: Literal["", "names", "dane"], minimum: str = "TLSv1.2", trust: str | None = None
+) -> ResumingContext:
+    """The context for STARTTLS and implicit TLS, one object for each combination, so that sessions never mix.
 
-    `verify`: the certificate must be valid for the host name, by the CAs of the PEM file `trust`, or the system's.
-    Without it any certificate will do (RFC 7435: some protection most of the time).
+    `check`: `names`: the certificate must be valid for the host name, by the CAs of the PEM file `trust`, or the
+    system's; `dane`: whoever uses it looks at `peer_chain` after the handshake; else any certificate will do (RFC 7435:
+    some protection most of the time). `minimum`: `TLSv1.2` or `TLSv1.3`.
     """
     context = ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
     context._sessions = {}
-    if not verify:
+    context.minimum_version = MINIMUM[minimum]
+    if check != "names":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif trust is not None:
@@ -62,3 +67,14 @@ def describe(ssl_object: Any) -> str:
         return ""
     cipher = ssl_object.cipher()
     return f"{ssl_object.version()} {cipher[0] if cipher else '?'}"
+
+
+def peer_chain(ssl_object: ssl.SSLObject) -> list[bytes]:
+    """The certificates that the peer presented, in DER, its own first; nobody has checked them.
+
+    Empty for a resumed session: OpenSSL does not keep them.
+    """
+    if hasattr(ssl_object, "get_unverified_chain"):  # Python 3.13
+        return list(ssl_object.get_unverified_chain())
+    chain = ssl_object._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+    return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in chain or ()]

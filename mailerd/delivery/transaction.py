@@ -23,6 +23,7 @@ TOO_LARGE = "the message has {} bytes, the host takes {} at most"
 NO_8BIT = "the host does not take 8-bit content (8BITMIME), and this message cannot be converted"
 NO_UTF8 = "the host does not support internationalised addresses (SMTPUTF8)"
 NO_UTF8_HEADER = "the host does not support internationalised headers (SMTPUTF8)"
+NO_REQUIRETLS = "the sender requires TLS all the way (REQUIRETLS), and {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Features:
     dsn: bool = False
     rcpt_max: int | None = None  # recipients of a transaction (RFC 9422)
     mail_max: int | None = None  # transactions of a connection
+    no_requiretls: str = "the host does not support it"  # why REQUIRETLS cannot be used, "" if it can
 
 
 class Step(NamedTuple):
@@ -87,6 +89,7 @@ class Mail(NamedTuple):
     ret: str = ""
     envid: str = ""
     parameters: Sequence[str] = ()
+    require_tls: bool = False
 
 
 class Transaction(NamedTuple):
@@ -149,7 +152,11 @@ class Conversation:
         """Give a verdict to the recipients whose mail this peer cannot take, by what it said in EHLO."""
         mail, features = self._mail, self._features
         everyone = range(len(mail.recipients))
-        if features.max_size is not None and len(mail.content) > features.max_size:
+        if mail.require_tls and features.no_requiretls:
+            # RFC 8689 sections 4.2.1 and 5: an unsafe way is no way.
+            text = NO_REQUIRETLS.format(features.no_requiretls)
+            self._settle(everyone, Result(local_verdict(Kind.TLS, 550, "5.7.30", text), "mail"))
+        elif features.max_size is not None and len(mail.content) > features.max_size:
             text = TOO_LARGE.format(len(mail.content), features.max_size)
             self._settle(everyone, Result(local_verdict(Kind.TOO_LARGE, 552, "5.3.4", text), "mail"))
         elif mail.eight_bit and not features.eight_bit:
@@ -183,6 +190,8 @@ class Conversation:
             parameters.append("BODY=8BITMIME")
         if features.smtputf8 and (mail.smtputf8 or not mail.sender.isascii() or not "".join(mail.recipients).isascii()):
             parameters.append("SMTPUTF8")
+        if mail.require_tls:
+            parameters.append("REQUIRETLS")
         if features.dsn and mail.ret:
             parameters.append(f"RET={mail.ret}")
         if features.dsn and mail.envid:

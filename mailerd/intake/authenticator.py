@@ -48,6 +48,10 @@ class Authenticator:
         self._failures = Failures(failures)
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
 
+    def reconfigure(self, failures: Rate) -> None:
+        """Judge by another limit; periods that have begun end when they would have ended."""
+        self._failures.limit = failures
+
     async def password(self, username: str, password: str, peer: str) -> Credential | None:
         """The credential that these open, None when they are wrong.
 
@@ -130,17 +134,17 @@ class Failures:
     """Counts failures by key in periods that begin with the first of them; bounded, the oldest period goes first."""
 
     def __init__(self, limit: Rate) -> None:
-        self._limit = limit
+        self.limit = limit
         self._periods: OrderedDict[str, tuple[int, float]] = OrderedDict()  # failures so far, the period's end
 
     def exhausted(self, key: str, now: float) -> bool:
         count, end = self._periods.get(key, (0, 0.0))
-        return now < end and count >= self._limit.count
+        return now < end and count >= self.limit.count
 
     def count(self, key: str, now: float) -> None:
         count, end = self._periods.get(key, (0, 0.0))
         if now >= end:
-            count, end = 0, now + self._limit.period
+            count, end = 0, now + self.limit.period
             self._periods.pop(key, None)
         self._periods[key] = (count + 1, end)
         if len(self._periods) > MAX_COUNTED:

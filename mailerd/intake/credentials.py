@@ -27,6 +27,7 @@ RESERVED_NAMES = frozenset({"trusted"})
 MIN_PASSWORD = 12
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,63}")
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")  # queues are named after it
 _DOMAIN = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _TOKEN_LENGTH = 43  # base 62 digits of 256 bits
@@ -99,6 +100,8 @@ class CredentialStore:
         Raises `Refused` for a name, password, scope or domain that cannot be, and for a name that is taken.
         """
         _check(name, password, scopes, sender_domains)
+        if not _TENANT.fullmatch(tenant):
+            raise _invalid("tenant", "a tenant is 1 to 64 of A-Z a-z 0-9 . _ @ + -, and begins with a letter or digit")
         secret = new_token() if password is None else password
         try:
             await self._pool.execute(

@@ -2,14 +2,21 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from mailerd.intake.credentials import Credential
 from mailerd.wire.smtp import RcptCommand
 
+Priority = Literal["high", "normal", "low"]
+
 
 @dataclass(slots=True)
 class Envelope:
-    """The envelope of one message. `sender` "" is the null sender; no `stream` or `pool`: those of the credential."""
+    """The envelope of one message. `sender` "" is the null sender; no `stream` or `pool`: those of the credential.
+
+    `campaign`, `priority` and `require_tls` (RFC 8689: True REQUIRETLS, False "TLS-Required: No") stand above what the
+    header of the message says; None: the header decides.
+    """
 
     sender: str
     recipients: list[RcptCommand]
@@ -23,6 +30,9 @@ class Envelope:
     not_before: datetime | None = None
     expires_at: datetime | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    campaign: str | None = None
+    priority: Priority | None = None
+    require_tls: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

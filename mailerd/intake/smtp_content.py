@@ -20,6 +20,10 @@ class Memory:
         self._limit = limit
         self.used = 0
 
+    def reconfigure(self, limit: int) -> None:
+        """Holds for what comes from now on."""
+        self._limit = limit
+
     def has_room(self, size: int) -> bool:
         return self.used + size <= self._limit
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 
@@ -24,15 +26,32 @@ OUT_OF_FILES = 0.1  # seconds to wait when no file can be opened: connections th
 MOST_BETWEEN_SWEEPS = 5.0  # seconds; a deadline is kept with this much delay, at most
 
 
-def server_context(tls: config.Tls) -> ssl.SSLContext | None:
-    """The TLS that we serve, None without a certificate. Raises OSError or ssl.SSLError for files that are no good."""
+def server_context(tls: config.Tls, files: Mapping[str, bytes] | None = None) -> ssl.SSLContext | None:
+    """The TLS that we serve, None without a certificate; certificate and key from `files` (by path) if they are there.
+
+    Raises OSError or ssl.SSLError for files that are no good.
+    """
     if tls.certificate is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.minimum == "TLSv1.3" else ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.load_cert_chain(tls.certificate, tls.key)
+    files = files or {}
+    with _readable(tls.certificate, files) as certificate, _readable(tls.key or tls.certificate, files) as key:
+        context.load_cert_chain(certificate, key)
     return context
+
+
+@contextlib.contextmanager
+def _readable(path: str, files: Mapping[str, bytes]) -> Iterator[str]:
+    """A path that the file can be read by: OpenSSL wants one, also of what is in memory."""
+    if path not in files:
+        yield path
+        return
+    with os.fdopen(os.memfd_create("key"), "w+b") as file:
+        file.write(files[path])
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 class SmtpListener:
@@ -58,7 +77,6 @@ class SmtpListener:
         sock.setblocking(False)
         self._socket = sock
         self._shares = shares
-        self._tls = tls if listener.kind == "submissions" else None
         self._service = Service(
             listener=listener,
             limits=limits,
@@ -78,6 +96,26 @@ class SmtpListener:
     def __len__(self) -> int:
         """Connections open now."""
         return len(self._connections)
+
+    @property
+    def _tls(self) -> ssl.SSLContext | None:
+        """For the whole of each connection."""
+        return self._service.tls if self._service.listener.kind == "submissions" else None
+
+    def reconfigure(
+        self, listener: config.Listener, *, limits: config.Smtp, hostname: str, tls: ssl.SSLContext | None
+    ) -> None:
+        """Serve by these from now on, also the connections that are open; the socket and the kind stay."""
+        self._service = replace(
+            self._service,
+            listener=listener,
+            limits=limits,
+            hostname=hostname,
+            tls=tls,
+            trusts=_membership(listener.trusted),
+        )
+        for connection in self._connections:
+            connection.reconfigure(self._service)
 
     def start(self) -> None:
         self._tasks = [
@@ -195,11 +233,10 @@ class SmtpListener:
 
     async def _sweep(self) -> None:
         """Hold the deadlines of all connections with one timer."""
-        limits = self._service.limits
         loop = asyncio.get_running_loop()
-        pause = min(MOST_BETWEEN_SWEEPS, limits.command_timeout / 4, limits.data_timeout / 4)
         while True:
-            await asyncio.sleep(pause)
+            limits = self._service.limits
+            await asyncio.sleep(min(MOST_BETWEEN_SWEEPS, limits.command_timeout / 4, limits.data_timeout / 4))
             now = loop.time()
             for connection in [each for each in self._connections if each.deadline <= now]:
                 connection.expire(now)

@@ -94,7 +94,9 @@ class Service:
             "CHUNKING",
             f"LIMITS RCPTMAX={self.limits.max_recipients}",
         ]
-        if self.offers_starttls and not encrypted:
+        if encrypted:
+            lines.append("REQUIRETLS")  # RFC 8689 section 2: never in the clear
+        elif self.offers_starttls:
             lines.append("STARTTLS")
         if self.offers_auth(encrypted):
             lines.append("AUTH PLAIN LOGIN")
@@ -144,9 +146,20 @@ class SmtpConnection(SMTP):
         """Know nothing of the client, as at the start or after STARTTLS (RFC 3207 section 4.2)."""
         self._helo = ""
         self._authenticated = False
+        self._judge()
+        self._set_rset_state()
+
+    def _judge(self) -> None:
+        """Is the client trusted for its address? Not asked of one that has logged in."""
+        self._judged = True
         may_submit = self.service.listener.auth != "required" and self.service.listener.kind != "inbound"
         self._credential = TRUSTED if may_submit and self.service.trusts(self.peer) else None
-        self._set_rset_state()
+        self._origin = None
+
+    def reconfigure(self, service: Service) -> None:
+        """Serve by other rules from the next command on; whether the client is trusted is seen at its next MAIL."""
+        self.service = service
+        self._judged = self._authenticated
 
     def _set_rset_state(self) -> None:
         self._mail: MailCommand | None = None
@@ -414,9 +427,13 @@ class SmtpConnection(SMTP):
             return self._refuse(503, "5.5.1", "Send EHLO first")
         if self._mail is not None:
             return self._refuse(503, "5.5.1", "Nested MAIL command")
+        if not self._judged:
+            self._judge()
         if self._credential is None and self._needs_credential:
             return self._refuse(530, "5.7.0", "Authentication required")
         mail = parse_mail(arg or "")
+        if mail.require_tls and not self._encrypted:
+            return self._refuse(530, "5.7.10", "REQUIRETLS needs TLS here too: STARTTLS first")
         if mail.size is not None and mail.size > self.service.limits.max_size:
             raise too_big(self.service.limits.max_size)
         if not self.service.memory.has_room(mail.size or 0):
@@ -543,6 +560,7 @@ class SmtpConnection(SMTP):
             eight_bit=not content.isascii(),  # many clients send it unannounced
             ret=mail.ret,
             envid=mail.envid,
+            require_tls=mail.require_tls or None,
         )
 
     def _known_origin(self) -> Origin:

@@ -11,18 +11,20 @@ import asyncpg
 import structlog
 
 from mailerd import metrics
-from mailerd.config import Config
+from mailerd.config import Config, precedence
 from mailerd.errors import Refused
 from mailerd.events import Event
 from mailerd.intake.allowance import Allowance, Allowances
 from mailerd.intake.credentials import Credential
 from mailerd.intake.envelope import Envelope, Origin, Receipt
 from mailerd.intake.idempotency import Conflict, Idempotency, IdempotencyStore, Replayed
+from mailerd.intake.wishes import FOR_US, TLS_NOT_REQUIRED, Wishes, read_wishes
 from mailerd.queue.commit import BAD_DATA, GroupCommit
 from mailerd.queue.ids import IdMaker, format_message_id
-from mailerd.queue.mail import Message, Recipient
+from mailerd.queue.mail import PRIORITIES, Message, Recipient
 from mailerd.queue.store import QueueStore
 from mailerd.wire import message as wire
+from mailerd.wire.smtp import parse_rcpt
 
 log = structlog.get_logger()
 
@@ -30,6 +32,8 @@ MAX_HOPS = 100  # Received fields; RFC 5321 6.3
 MAX_FACT = 200  # characters of a subject kept in the event
 LONGEST_WAIT = timedelta(days=365)  # of scheduled mail
 STREAM = "transactional"  # when neither the credential nor the submitter says
+REMOVED = (*wire.REMOVED, *FOR_US)
+OWN = Credential(name="mailerd", kind="trusted")  # of mail that we write ourselves
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # what PostgreSQL's text and jsonb cannot hold
 
 Item = tuple[Envelope, bytes]
@@ -61,6 +65,10 @@ class Submitter:
         self._clock = clock
         self._allowances = Allowances(workers, monotonic)
 
+    def reconfigure(self, config: Config) -> None:
+        """What is submitted from now on follows `config`."""
+        self._config = config
+
     def check_sender(self, credential: Credential, sender: str) -> None:
         """May this credential use this envelope sender ("" is the null sender)? Raises Refused."""
         domain = sender.rpartition("@")[2]
@@ -85,6 +93,14 @@ class Submitter:
         await self._commit.add([message], accepted)
         _log_accepted(message, origin)
         return _receipt(message)
+
+    async def submit_report(self, sender: str, recipient: str, content: bytes) -> None:
+        """Submit a report of ours about TLS: whatever ails TLS must not hold it up (RFC 8460 section 3).
+
+        Nobody is told when it cannot be delivered. Raises Refused or Unavailable.
+        """
+        envelope = Envelope(sender, [parse_rcpt(f"TO:<{recipient}> NOTIFY=NEVER")], len(content), require_tls=False)
+        await self.submit(envelope, content, Origin("report", "127.0.0.1", self._config.hostname, "", OWN))
 
     async def submit_batch(
         self,
@@ -148,6 +164,7 @@ class Submitter:
         header, _ = wire.split(content)
         self._check_header(header, credential)
         _check_text(envelope)
+        wishes = read_wishes(envelope, header)
         stream, pool = self._stream(envelope, credential)
         due_at, expires_at = self._times(envelope, stream, now)
         id_ = self._ids.next()
@@ -166,7 +183,8 @@ class Submitter:
             content,
             message_id=f"{public_id}.{secrets.token_hex(4)}@{self._config.hostname}",
             date=date,
-            received=received,
+            received=received + TLS_NOT_REQUIRED if wishes.require_tls is False and not wishes.said else received,
+            remove=REMOVED,
         )
         message = Message(
             id=id_,
@@ -184,6 +202,9 @@ class Submitter:
             envid=envelope.envid,
             labels=envelope.labels or None,
             total=len(envelope.recipients),
+            campaign=wishes.campaign,
+            lane=precedence(self._config.streams, stream) * len(PRIORITIES) + PRIORITIES.index(wishes.priority),
+            require_tls=wishes.require_tls,
         )
         for n, command in enumerate(envelope.recipients, 1):
             mailbox = command.address
@@ -192,7 +213,7 @@ class Submitter:
             message.recipients.append(
                 Recipient(message, n, address, domain, expires_at, due_at, command.notify, command.orcpt)
             )
-        return message, _accepted(message, origin, header)
+        return message, _accepted(message, origin, header, wishes)
 
     def _check_header(self, header: bytes, credential: Credential) -> None:
         problem = wire.header_problem(header)
@@ -276,11 +297,11 @@ def _receipt(message: Message) -> Receipt:
 def _protocol(origin: Origin, *, smtputf8: bool) -> str:
     """The "with" word of the Received field (RFC 3848, RFC 6531 4.3)."""
     if origin.protocol != "smtp":
-        return "HTTP"
+        return "HTTP" if origin.protocol == "http" else "local"
     return wire.with_protocol(tls=bool(origin.tls), authenticated=origin.credential.kind != "trusted", utf8=smtputf8)
 
 
-def _accepted(message: Message, origin: Origin, header: bytes) -> list[Event]:
+def _accepted(message: Message, origin: Origin, header: bytes, wishes: Wishes) -> list[Event]:
     facts: dict[str, Any] = {
         "sender": message.sender,
         "size": message.size,
@@ -297,6 +318,12 @@ def _accepted(message: Message, origin: Origin, header: bytes) -> list[Event]:
         facts["tls"] = origin.tls
     if message.labels:
         facts["labels"] = message.labels
+    if wishes.campaign:
+        facts["campaign"] = wishes.campaign
+    if wishes.priority != "normal":
+        facts["priority"] = wishes.priority
+    if wishes.require_tls is not None:
+        facts["require_tls"] = wishes.require_tls
     return [
         Event(
             message.accepted_at,

@@ -5,22 +5,26 @@ back what they are not sending at this moment. Every command is written to the a
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import asyncpg
 import msgspec
 
 from mailerd import events
 from mailerd.queue.mail import Recipient
+from mailerd.queue.store import queue_up
 from mailerd.queue.views import Steered
 
 CHANNEL = "mailerd_recall"
 RECALL_FOR = 2.0  # seconds that a command waits for workers to put mail back
 RECALL_EVERY = 0.1
+TRIES = 5  # of a transaction that lost against the workers' own
+
+Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 
 class Selection(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -34,6 +38,7 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True):
     pool: str | None = None
     credential: str | None = None
     tenant: str | None = None
+    campaign: str | None = None
 
     def matches(self, recipient: Recipient) -> bool:
         """Does a recipient in memory fit?"""
@@ -47,10 +52,11 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True):
             and self.pool in (None, message.pool)
             and self.credential in (None, message.credential)
             and self.tenant in (None, message.tenant)
+            and self.campaign in (None, message.campaign)
         )
 
     def parameters(self) -> tuple[Any, ...]:
-        """The first eight parameters of the statements below."""
+        """The first nine parameters of the statements below."""
         return (
             self.message,
             self.address,
@@ -60,6 +66,7 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True):
             self.pool,
             self.credential,
             self.tenant,
+            self.campaign,
         )
 
 
@@ -72,26 +79,23 @@ MATCH = """
     AND ($3::text IS NULL OR r.domain = $3) AND ($4::text IS NULL OR m.sender = $4)
     AND ($5::text IS NULL OR m.stream = $5) AND ($6::text IS NULL OR m.pool = $6)
     AND ($7::text IS NULL OR m.credential = $7) AND ($8::text IS NULL OR m.tenant = $8)
-"""
-QUEUE_UP = """
-    INSERT INTO queues (name, next_due) SELECT queue, min(due_at) FROM changed GROUP BY queue ORDER BY queue COLLATE "C"
-    ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
+    AND ($9::text IS NULL OR m.campaign = $9)
 """
 EVENT = f"INSERT INTO events ({events.COLUMNS})"
 
 HOLD = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET held = true, reason = $9 FROM messages AS m WHERE {MATCH} AND NOT r.held
+        UPDATE recipients AS r SET held = true, reason = $10 FROM messages AS m WHERE {MATCH} AND NOT r.held
      RETURNING r.message_id, r.n, r.address, m.tenant
     )
-    {EVENT} SELECT $10, 'recipient.held', message_id, n, address, tenant, $11 FROM changed
+    {EVENT} SELECT $11, 'recipient.held', message_id, n, address, tenant, $12 FROM changed
 """
 RELEASE = f"""
     WITH changed AS (
         UPDATE recipients AS r SET held = false, reason = '' FROM messages AS m WHERE {MATCH} AND r.held
      RETURNING r.message_id, r.n, r.address, r.queue, r.due_at, m.tenant
-    ), queue AS ({QUEUE_UP})
-    {EVENT} SELECT $9, 'recipient.released', message_id, n, address, tenant, $10 FROM changed
+    ), queue AS ({queue_up("changed")})
+    {EVENT} SELECT $10, 'recipient.released', message_id, n, address, tenant, $11 FROM changed
 """
 # The same without an event, while a command for good is carried out; should it die half way, the reason says so.
 FREEZE = f"""
@@ -101,16 +105,16 @@ FREEZE = f"""
 THAW = f"""
     WITH changed AS (
         UPDATE recipients AS r SET held = false, reason = '' FROM messages AS m WHERE {MATCH} AND r.held
-     RETURNING r.queue, r.due_at
+     RETURNING r.message_id, r.queue, r.due_at
     )
-    {QUEUE_UP}
+    {queue_up("changed")}
 """
 RESCHEDULE = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET due_at = LEAST($9, r.expires_at), reason = $10 FROM messages AS m
+        UPDATE recipients AS r SET due_at = LEAST($10, r.expires_at), reason = $11 FROM messages AS m
          WHERE {MATCH} AND r.owner IS NULL AND NOT r.held
-     RETURNING r.queue, r.due_at
-    ), queue AS ({QUEUE_UP})
+     RETURNING r.message_id, r.queue, r.due_at
+    ), queue AS ({queue_up("changed")})
     SELECT count(*) FROM changed
 """
 UNBLOCK = f"""
@@ -120,7 +124,7 @@ UNBLOCK = f"""
 # Expired on the operator's word: the sweep for expired mail writes the report to the sender.
 EXPIRE = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET expires_at = $9, returned = true, held = false FROM messages AS m
+        UPDATE recipients AS r SET expires_at = $10, returned = true, held = false FROM messages AS m
          WHERE {MATCH} AND r.owner IS NULL
      RETURNING 1
     )
@@ -135,7 +139,7 @@ CANCEL = f"""
           FROM (SELECT message_id, count(*)::int AS recipients FROM gone GROUP BY message_id) AS of
          WHERE id = of.message_id
     )
-    {EVENT} SELECT $9, 'recipient.cancelled', message_id, n, address, tenant, $10 FROM gone
+    {EVENT} SELECT $10, 'recipient.cancelled', message_id, n, address, tenant, $11 FROM gone
 """
 DELETE_FINISHED = """
     DELETE FROM messages WHERE pending <= 0 AND ($1::bigint IS NULL OR id = $1)
@@ -199,36 +203,44 @@ class ControlStore:
         """Make waiting mail due at that time."""
         await self._recall(selection)
         command = Command(selection, actor, "reschedule", now)
-        async with self._pool.acquire() as connection, connection.transaction():
+
+        async def work(connection: Connection) -> int:
             changed = await connection.fetchval(RESCHEDULE, *selection.parameters(), due_at, f"rescheduled by {actor}")
             await connection.execute(UNBLOCK, *selection.parameters())
             await _audit(connection, command)
+            return int(changed)
+
+        changed = await self._in_one(work)
         await self._wake(UNBLOCK_ALL)
         return await self._steered(selection, changed)
 
     async def bounce(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Give up on matching mail; its senders are told."""
         command = Command(selection, actor, "bounce", now)
-        await self._pool.execute(FREEZE, *selection.parameters())
+        await self._do(FREEZE, selection)
         await self._recall(selection)
-        async with self._pool.acquire() as connection, connection.transaction():
+
+        async def work(connection: Connection) -> int:
             changed = await connection.fetchval(EXPIRE, *selection.parameters(), now - timedelta(seconds=1))
             # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
             await connection.execute(THAW, *selection.parameters())
             await _audit(connection, command)
+            return int(changed)
+
+        changed = await self._in_one(work)
         await self._wake()
         return await self._steered(selection, changed)
 
     async def cancel(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Delete matching mail; nobody is told."""
         command = Command(selection, actor, "cancel", now)
-        await self._pool.execute(FREEZE, *selection.parameters())
+        await self._do(FREEZE, selection)
         await self._recall(selection)
         changed = await self._run(command, CANCEL, now, command.facts)
         if not self._keep_bodies:
             await self._pool.execute(DELETE_FINISHED, selection.message)
         # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
-        await self._pool.execute(THAW, *selection.parameters())
+        await self._do(THAW, selection)
         return await self._steered(selection, changed)
 
     async def knows(self, message: int, tenant: str) -> bool:
@@ -236,10 +248,30 @@ class ControlStore:
         return bool(await self._pool.fetchval(KNOWN, message, tenant))
 
     async def _run(self, command: Command, statement: str, *parameters: Any) -> int:
-        async with self._pool.acquire() as connection, connection.transaction():
+        async def work(connection: Connection) -> int:
             tag = await connection.execute(statement, *command.selection.parameters(), *parameters)
             await _audit(connection, command)
-        return int(tag.rpartition(" ")[2])
+            return int(tag.rpartition(" ")[2])
+
+        return await self._in_one(work)
+
+    async def _do(self, statement: str, selection: Selection) -> None:
+        async def work(connection: Connection) -> int:
+            await connection.execute(statement, *selection.parameters())
+            return 0
+
+        await self._in_one(work)
+
+    async def _in_one(self, work: Callable[[Connection], Awaitable[int]]) -> int:
+        """Do the work in one transaction; again if it and the workers' own waited for one another."""
+        for left in range(TRIES - 1, -1, -1):
+            try:
+                async with self._pool.acquire() as connection, connection.transaction():
+                    return await work(connection)
+            except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
+                if not left:
+                    raise
+        raise AssertionError
 
     async def _recall(self, selection: Selection) -> None:
         """Ask the workers to put matching mail back, and give them a moment to do it."""
@@ -292,5 +324,5 @@ class MessageControl:
         return await command(Selection(message=message_id, tenant=tenant), actor=actor, now=self._clock())
 
 
-async def _audit(connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]", command: Command) -> None:
+async def _audit(connection: Connection, command: Command) -> None:
     await connection.execute(AUDIT, command.actor, command.action, msgspec.to_builtins(command.selection))

@@ -2,6 +2,27 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
+
+PRIORITIES = ("high", "normal", "low")
+NORMAL = PRIORITIES.index("normal")
+
+
+class Queue(NamedTuple):
+    """The recipients that wait for one stream, pool, flow and domain; `name` is `stream/pool/flow/domain`."""
+
+    name: str
+    lane: int
+    flow: str
+    pool: str
+
+    @property
+    def domain(self) -> str:
+        return self.name.rpartition("/")[2]
+
+    @property
+    def stream(self) -> str:
+        return self.name.partition("/")[0]
 
 
 @dataclass(slots=True, eq=False)
@@ -11,7 +32,9 @@ class Message:
     `sender` is the envelope sender, "" the null sender. `recipients` are those in the hands of this worker, `total`
     counts all, `in_hand` those not settled yet. `ret` is FULL, HDRS or "", `envid` the decoded ENVID of RFC 3461 or "".
     `labels` is the sender's own map, given back on every event. `signature` holds the DKIM-Signature headers once they
-    are made.
+    are made. Mail of a lower `lane` goes first: precedence of the stream * 3 + priority (0 high, 1 normal, 2 low).
+    `require_tls` is that of RFC 8689: True REQUIRETLS, False "TLS-Required: No". `flow`, made of the others, says who
+    competes for a turn.
     """
 
     id: int
@@ -29,9 +52,16 @@ class Message:
     envid: str = ""
     labels: dict[str, str] | None = None
     total: int = 1
+    campaign: str = ""
+    lane: int = 4
+    require_tls: bool | None = None
     recipients: list["Recipient"] = field(default_factory=list)
     in_hand: int = 0
     signature: bytes | None = None
+    flow: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.flow = flow_name(self.tenant, self.campaign, self.lane)
 
 
 @dataclass(slots=True, eq=False)
@@ -58,4 +88,33 @@ class Recipient:
 
     @property
     def queue(self) -> str:
-        return f"{self.message.stream}/{self.message.pool}/{self.domain}"
+        message = self.message
+        return f"{message.stream}/{message.pool}/{message.flow}/{self.domain}"
+
+
+def parts_of_queue(name: str) -> dict[str, str]:
+    """What stands in a queue's name: stream, pool, tenant, campaign, priority and domain."""
+    stream, pool, flow, domain = (name.split("/", 3) + [""] * 3)[:4]
+    who, _, priority = flow.partition("!")
+    tenant, _, campaign = who.partition(":")
+    return {
+        "stream": stream,
+        "pool": pool,
+        "tenant": tenant,
+        "campaign": campaign,
+        "priority": priority or PRIORITIES[NORMAL],
+        "domain": domain,
+    }
+
+
+def queue_of(recipient: Recipient) -> Queue:
+    """Where this recipient waits."""
+    message = recipient.message
+    return Queue(recipient.queue, message.lane, message.flow, message.pool)
+
+
+def flow_name(tenant: str, campaign: str, lane: int) -> str:
+    """`acme`, `acme:spring`, `acme:spring!high`: the messages that take turns as one."""
+    name = (f"{tenant}:{campaign}" if campaign else tenant).replace("/", "_")
+    priority = lane % 3
+    return name if priority == NORMAL else f"{name}!{PRIORITIES[priority]}"

@@ -3,20 +3,40 @@
 Every statement here is one round trip for many messages: what waits while one transaction runs goes into the next.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import asyncpg
+import structlog
 
 from mailerd import events
 from mailerd.errors import MailerdError
 from mailerd.events import Event
-from mailerd.queue.mail import Message, Recipient
+from mailerd.queue.mail import Message, Queue, Recipient, queue_of
+
+log = structlog.get_logger()
+
+
+def queue_up(changed: str) -> str:
+    """The statement by which the queues of the rows (queue, due_at, message_id) of `changed` are looked at in time.
+
+    Queues are locked in the order of their names by code point, as Python sorts: every transaction does it so, whatever
+    the database's language.
+    """
+    return f"""
+    INSERT INTO queues (name, lane, flow, pool, next_due)
+    SELECT queue, COALESCE(min(of.lane), 4), split_part(queue, '/', 3), split_part(queue, '/', 2), min(due_at)
+      FROM {changed} LEFT JOIN messages AS of ON of.id = message_id
+     GROUP BY queue ORDER BY queue COLLATE "C"
+    ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
+    """
+
 
 MESSAGE_COLUMNS = (
-    "id, sender, stream, pool, credential, tenant, size, accepted_at, smtputf8, eight_bit, ret, envid, labels, total"
+    "id, sender, stream, pool, credential, tenant, size, accepted_at, smtputf8, eight_bit, ret, envid, labels, total,"
+    " campaign, lane, require_tls"
 )
 
 # A worker takes mail only while its lease stands: whoever frees the mail of a dead worker first deletes the lease, and
@@ -26,27 +46,29 @@ LEASE = "SELECT number FROM workers WHERE number = $1 FOR KEY SHARE"
 # One statement is one transaction: message, recipients, queues and events stand together or not at all.
 ACCEPT = f"""
     WITH lease AS MATERIALIZED (
-        SELECT number FROM workers WHERE number = $35 FOR KEY SHARE
+        SELECT number FROM workers WHERE number = $41 FOR KEY SHARE
     ), held AS MATERIALIZED (
-        SELECT $35::int IS NULL OR EXISTS (SELECT FROM lease) AS stands
+        SELECT $41::int IS NULL OR EXISTS (SELECT FROM lease) AS stands
     ), message AS (
         INSERT INTO messages ({MESSAGE_COLUMNS}, pending, content)
         SELECT * FROM unnest(
             $1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::int[], $8::timestamptz[],
-            $9::bool[], $10::bool[], $11::text[], $12::text[], $13::jsonb[], $14::int[], $14::int[], $15::bytea[])
+            $9::bool[], $10::bool[], $11::text[], $12::text[], $13::jsonb[], $14::int[], $15::text[], $16::smallint[],
+            $17::bool[], $14::int[], $18::bytea[])
          WHERE (SELECT stands FROM held)
     ), recipient AS (
         INSERT INTO recipients (message_id, n, address, domain, queue, owner, due_at, expires_at, notify, orcpt)
         SELECT * FROM unnest(
-            $16::bigint[], $17::int[], $18::text[], $19::text[], $20::text[], $21::int[], $22::timestamptz[],
-            $23::timestamptz[], $24::text[], $25::text[])
+            $19::bigint[], $20::int[], $21::text[], $22::text[], $23::text[], $24::int[], $25::timestamptz[],
+            $26::timestamptz[], $27::text[], $28::text[])
          WHERE (SELECT stands FROM held)
     ), queue AS (
-        INSERT INTO queues (name, next_due) SELECT * FROM unnest($26::text[], $27::timestamptz[])
+        INSERT INTO queues (name, lane, flow, pool, next_due)
+        SELECT * FROM unnest($29::text[], $30::smallint[], $31::text[], $32::text[], $33::timestamptz[])
          WHERE (SELECT stands FROM held)
         ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
     )
-    INSERT INTO events ({events.COLUMNS}) SELECT * FROM {events.rows_sql(28)} WHERE (SELECT stands FROM held)
+    INSERT INTO events ({events.COLUMNS}) SELECT * FROM {events.rows_sql(34)} WHERE (SELECT stands FROM held)
 """
 
 # Events are inserted only for recipients that this statement really took away or put back, so a batch that is sent
@@ -66,20 +88,21 @@ SETTLE = f"""
          WHERE recipients.message_id = later.message_id AND recipients.n = later.n AND recipients.owner = $11
      RETURNING recipients.message_id, recipients.n
     ), queue AS (
-        INSERT INTO queues (name, next_due) SELECT * FROM unnest($12::text[], $13::timestamptz[])
+        INSERT INTO queues (name, lane, flow, pool, next_due)
+        SELECT * FROM unnest($12::text[], $13::smallint[], $14::text[], $15::text[], $16::timestamptz[])
         ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
     ), single AS (
-        DELETE FROM messages WHERE id = ANY ($14::bigint[])
+        DELETE FROM messages WHERE id = ANY ($17::bigint[])
     ), several AS (
         UPDATE messages SET pending = pending - gone.recipients
           FROM (SELECT message_id, count(*)::int AS recipients FROM finished
-                 WHERE message_id = ANY ($15::bigint[]) GROUP BY message_id) AS gone
+                 WHERE message_id = ANY ($18::bigint[]) GROUP BY message_id) AS gone
          WHERE id = gone.message_id
     ), touched AS (
         SELECT message_id, n FROM finished UNION ALL SELECT message_id, n FROM deferred
     )
     INSERT INTO events ({events.COLUMNS})
-    SELECT {events.COLUMNS} FROM {events.rows_sql(16)} JOIN touched USING (message_id, n)
+    SELECT {events.COLUMNS} FROM {events.rows_sql(19)} JOIN touched USING (message_id, n)
 """
 
 DELETE_FINISHED = "DELETE FROM messages WHERE id = ANY ($1::bigint[]) AND pending <= 0"
@@ -92,10 +115,26 @@ WITHDRAW = """
     DELETE FROM messages WHERE id = ANY ($1::bigint[])
 """
 
+# In each lane flows take turns: up to `$5` of them from the cursor on, found by jumping through the index from flow to
+# flow, and of each those queues that have waited longest. Queues that wait, blocked or not due, are never looked at;
+# but a flow of nothing else takes one of the `$5` places, so the last flow comes back also without a queue.
 DUE_QUEUES = """
-    SELECT name FROM queues
-     WHERE next_due <= $1 AND (blocked_until IS NULL OR blocked_until <= $1) AND name <> ALL ($2::text[])
-     ORDER BY next_due LIMIT $3
+    SELECT lanes.lane, turn.flow, turn.n, ready.name, ready.pool
+      FROM unnest($2::smallint[], $3::text[]) AS lanes (lane, after)
+     CROSS JOIN LATERAL (
+        WITH RECURSIVE turns (flow, n) AS (
+            (SELECT flow, 1 FROM queues WHERE lane = lanes.lane AND flow > lanes.after ORDER BY flow LIMIT 1)
+            UNION ALL
+            SELECT next.flow, n + 1 FROM turns CROSS JOIN LATERAL (
+                SELECT flow FROM queues WHERE lane = lanes.lane AND flow > turns.flow ORDER BY flow LIMIT 1) AS next
+             WHERE n < $5
+        ) SELECT flow, n FROM turns) AS turn
+      LEFT JOIN LATERAL (
+        SELECT name, pool, ready_at FROM queues
+         WHERE lane = lanes.lane AND flow = turn.flow AND ready_at <= $1 AND pool = ANY ($4::text[])
+         ORDER BY ready_at LIMIT $6) AS ready ON true
+     WHERE ready.name IS NOT NULL OR turn.n = $5
+     ORDER BY lanes.lane, turn.n, ready.ready_at
 """
 DEPTH = """
     SELECT split_part(queue, '/', 1) AS stream,
@@ -103,9 +142,7 @@ DEPTH = """
            count(*)::int AS recipients
       FROM recipients GROUP BY 1, 2
 """
-NEXT_DUE = """
-    SELECT min(GREATEST(next_due, COALESCE(blocked_until, next_due))) FROM queues WHERE next_due < 'infinity'
-"""
+NEXT_DUE = "SELECT min(ready_at) FROM queues WHERE next_due < 'infinity'"
 # By code point, as Python sorts: every transaction locks queues in the same order, whatever the database's language.
 LOCK_QUEUES = """SELECT FROM queues WHERE name = ANY ($1::text[]) ORDER BY name COLLATE "C" FOR UPDATE"""
 CLAIM = """
@@ -121,9 +158,13 @@ CLAIM = """
  RETURNING recipients.message_id, recipients.n, address, domain, due_at, expires_at, attempts, notify, orcpt, in_doubt,
            delay_notified, returned, last_reply
 """
+# What is left and due goes behind the other queues of its flow.
 ADVANCE_QUEUES = """
     UPDATE queues SET blocked_until = NULL, reason = '', next_due = COALESCE(
-        (SELECT min(due_at) FROM recipients WHERE queue = queues.name AND owner IS NULL AND NOT held), 'infinity')
+        (SELECT GREATEST(first.due_at, LEAST($2, now())) FROM (
+            SELECT due_at FROM recipients WHERE queue = queues.name AND owner IS NULL AND NOT held
+             ORDER BY due_at LIMIT 1) AS first),
+        'infinity')
      WHERE name = ANY ($1::text[])
 """
 # `$2` bounds how many bytes of content come into memory; the rest is read when its attempt begins.
@@ -147,22 +188,53 @@ CLAIM_EXPIRED = """
 """
 CONTENT = "SELECT content FROM messages WHERE id = $1"
 BLOCK_QUEUES = """
-    INSERT INTO queues (name, next_due, blocked_until, reason)
-    SELECT name, 'infinity', $2, $3 FROM unnest($1::text[]) AS blocked (name)
+    INSERT INTO queues (name, lane, flow, pool, next_due, blocked_until, reason)
+    SELECT name, lane, flow, pool, 'infinity', until, reason
+      FROM unnest($1::text[], $2::smallint[], $3::text[], $4::text[], $5::timestamptz[], $6::text[])
+        AS blocked (name, lane, flow, pool, until, reason)
     ON CONFLICT (name) DO UPDATE SET blocked_until = EXCLUDED.blocked_until, reason = EXCLUDED.reason
 """
-# A queue is known by its row; should one ever be missing, its mail would wait for ever. This finds such mail by
-# jumping from queue name to queue name in the index of due recipients.
-MEND_QUEUES = """
-    WITH RECURSIVE waiting AS (
-        (SELECT queue, due_at FROM recipients WHERE owner IS NULL AND NOT held ORDER BY queue, due_at LIMIT 1)
-        UNION ALL
-        SELECT following.queue, following.due_at FROM waiting CROSS JOIN LATERAL (
-            SELECT queue, due_at FROM recipients
-             WHERE owner IS NULL AND NOT held AND queue > waiting.queue ORDER BY queue, due_at LIMIT 1) AS following
+# The same for queues that were due: what another worker has put off meanwhile is not written twice.
+PUT_OFF_QUEUES = f"{BLOCK_QUEUES} WHERE queues.ready_at <= $7"
+# Up to `$2` queues behind the one named `$1`: so that whoever accepts mail for one of them waits for no more.
+UNBLOCK_QUEUES = """
+    WITH batch AS MATERIALIZED (
+        SELECT name FROM queues WHERE name > $1 ORDER BY name LIMIT $2
+    ), locked AS MATERIALIZED (
+        SELECT name FROM queues WHERE name IN (SELECT name FROM batch) AND blocked_until IS NOT NULL
+         ORDER BY name COLLATE "C" FOR UPDATE
+    ), changed AS (
+        UPDATE queues SET blocked_until = NULL, reason = '' WHERE name IN (SELECT name FROM locked)
     )
-    INSERT INTO queues (name, next_due) SELECT queue, due_at FROM waiting ORDER BY queue COLLATE "C"
-    ON CONFLICT (name) DO UPDATE SET next_due = EXCLUDED.next_due WHERE queues.next_due > EXCLUDED.next_due
+    SELECT name FROM batch ORDER BY name DESC LIMIT 1
+"""
+HASTEN = f"""
+    WITH hastened AS (
+        UPDATE recipients SET due_at = $2
+         WHERE owner IS NULL AND NOT held AND due_at > $2 AND reason LIKE ANY ($1::text[])
+     RETURNING queue, due_at, message_id
+    )
+    {queue_up("hastened")}
+"""
+# A queue is known by its row; should one ever be missing, its mail would wait for ever. This finds such mail by
+# jumping from queue name to queue name in the index of due recipients: up to `$3` of them from the one behind `$2` on.
+# It answers with the last name, when there may be more.
+MEND_QUEUES = f"""
+    WITH RECURSIVE waiting AS (
+        (SELECT queue, due_at, message_id, 1 AS n FROM recipients WHERE owner IS NULL AND NOT held AND queue > $2
+          ORDER BY queue, due_at LIMIT 1)
+        UNION ALL
+        SELECT following.queue, following.due_at, following.message_id, n + 1 FROM waiting CROSS JOIN LATERAL (
+            SELECT queue, due_at, message_id FROM recipients
+             WHERE owner IS NULL AND NOT held AND queue > waiting.queue ORDER BY queue, due_at LIMIT 1) AS following
+         WHERE n < $3
+    ), missing AS (
+        SELECT queue, due_at, message_id FROM waiting LEFT JOIN queues ON queues.name = waiting.queue
+         WHERE queues.name IS NULL OR queues.next_due > GREATEST(waiting.due_at, $1)
+    ), mended AS (
+        {queue_up("missing")}
+    )
+    SELECT queue FROM waiting WHERE n = $3
 """
 # Skips what others have locked, in whatever order: waiting for them could end in a deadlock.
 FORGET_EMPTY_QUEUES = """
@@ -172,10 +244,15 @@ FORGET_EMPTY_QUEUES = """
            AND NOT EXISTS (SELECT FROM recipients WHERE queue = empty.name AND owner IS NULL AND NOT held)
            FOR UPDATE SKIP LOCKED)
 """
+DELETE_ORPHAN = """
+    DELETE FROM recipients WHERE message_id = $1 AND n = $2 AND NOT EXISTS (SELECT FROM messages WHERE id = $1)
+"""
 FORGET_BODIES = "DELETE FROM messages WHERE pending <= 0 AND id < $1"
 
 
 NOTHING_STORED = "INSERT 0 0"
+MEND_AT_ONCE = 10_000  # queues: 100 ms of the database
+UNBLOCK_AT_ONCE = 2_000  # queues
 
 
 class LeaseLostError(MailerdError):
@@ -198,6 +275,7 @@ class QueueStore:
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, keep_bodies: bool = False) -> None:
         self._pool = pool
         self._keep_bodies = keep_bodies
+        self._mended = ""  # the queue that was looked at last
 
     async def accept(
         self,
@@ -247,9 +325,18 @@ class QueueStore:
             if several and not self._keep_bodies:
                 await connection.execute(DELETE_FINISHED, several)
 
-    async def due_queues(self, *, now: datetime, busy: list[str], limit: int) -> list[str]:
-        """Names of queues with mail that is due, longest waiting first, without those in `busy`."""
-        return [row["name"] for row in await self._pool.fetch(DUE_QUEUES, now, busy, limit)]
+    async def due_queues(
+        self, *, now: datetime, after: dict[int, str], pools: list[str], flows: int, queues: int
+    ) -> tuple[list[Queue], dict[int, str]]:
+        """Queues of these pools with mail that is due, by lanes, in the order in which flows take turns.
+
+        `after` names the lanes to look at, and for each the flow that had its turn last ("" for the first ones next).
+        Up to `flows` flows of a lane are looked at, and of each up to `queues` queues found. Beside the queues: the
+        last flow that was looked at in each lane where there may be more.
+        """
+        rows = await self._pool.fetch(DUE_QUEUES, now, list(after), list(after.values()), pools, flows, queues)
+        found = [Queue(row["name"], row["lane"], row["flow"], row["pool"]) for row in rows if row["name"] is not None]
+        return found, {row["lane"]: row["flow"] for row in rows if row["n"] == flows}
 
     async def next_due(self) -> datetime | None:
         """When the next recipient without an owner is due."""
@@ -264,7 +351,7 @@ class QueueStore:
                 return []
             await connection.execute(LOCK_QUEUES, names)
             rows = await connection.fetch(CLAIM, names, [wanted[name] for name in names], now, worker)
-            await connection.execute(ADVANCE_QUEUES, names)
+            await connection.execute(ADVANCE_QUEUES, names, now)
         return await self._messages(rows, bytes_)
 
     async def claim_expired(self, *, now: datetime, worker: int, limit: int) -> list[Message]:
@@ -275,10 +362,16 @@ class QueueStore:
         ids = list({row["message_id"] for row in rows})
         found = await self._pool.fetch(CLAIMED_MESSAGES, ids, bytes_) if ids else []
         messages = {row["id"]: Message(**row) for row in found}
+        orphans = []
         for row in rows:
-            message = messages[row["message_id"]]
             fields = {name: value for name, value in row.items() if name != "message_id"}
-            message.recipients.append(Recipient(message, **fields))
+            if (message := messages.get(row["message_id"])) is None:
+                orphans.append((row["message_id"], row["n"]))
+            else:
+                message.recipients.append(Recipient(message, **fields))
+        if orphans:  # cancelled at this very moment, or a database put together from two backups
+            log.warning("recipients.orphaned", recipients=len(orphans))
+            await self._pool.executemany(DELETE_ORPHAN, orphans)
         return list(messages.values())
 
     async def content(self, message_id: int) -> bytes | None:
@@ -286,17 +379,37 @@ class QueueStore:
         value: bytes | None = await self._pool.fetchval(CONTENT, message_id)
         return value
 
-    async def block(self, names: list[str], *, until: datetime, reason: str) -> None:
-        """Nothing of these queues is claimed before `until`."""
-        await self._pool.execute(BLOCK_QUEUES, sorted(names), until, reason)
+    async def block(self, blocked: Mapping[Queue, tuple[datetime, str]]) -> None:
+        """Nothing of these queues is claimed before the time given, for the reason given."""
+        queues = sorted(blocked)  # by name, as all transactions lock them
+        untils = [blocked[queue][0] for queue in queues]
+        reasons = [blocked[queue][1] for queue in queues]
+        await self._pool.execute(BLOCK_QUEUES, *_columns(queues), untils, reasons)
+
+    async def hasten(self, reasons: Sequence[str], *, now: datetime) -> None:
+        """Mail that waits for a reason that begins with one of these is due now; reads the whole table."""
+        await self._pool.execute(HASTEN, [f"{reason}%" for reason in reasons], now)
+
+    async def unblock(self) -> None:
+        """Whatever blocked queues is over, or may be: look at all of them again."""
+        last: str | None = ""
+        while last is not None:
+            last = await self._pool.fetchval(UNBLOCK_QUEUES, last, UNBLOCK_AT_ONCE)
+
+    async def put_off(self, queues: Mapping[Queue, tuple[datetime, str]], *, now: datetime) -> None:
+        """As `block`, for queues that had mail due at `now`, as long as they still have."""
+        names = sorted(queues)
+        untils = [queues[queue][0] for queue in names]
+        reasons = [queues[queue][1] for queue in names]
+        await self._pool.execute(PUT_OFF_QUEUES, *_columns(names), untils, reasons, now)
 
     async def depth(self) -> dict[tuple[str, str], int]:
         """How many recipients wait, by stream and state; reads the whole table."""
         return {(row["stream"], row["state"]): row["recipients"] for row in await self._pool.fetch(DEPTH)}
 
-    async def mend_queues(self) -> None:
-        """Make sure that every waiting recipient's queue is known."""
-        await self._pool.execute(MEND_QUEUES)
+    async def mend_queues(self, now: datetime) -> None:
+        """Make sure that every waiting recipient's queue is known: of so many queues at each call, in turns."""
+        self._mended = await self._pool.fetchval(MEND_QUEUES, now, self._mended, MEND_AT_ONCE) or ""
 
     async def forget(self, *, now: datetime, bodies_before: int | None) -> None:
         """Drop the rows of empty queues, and finished messages with ids below `bodies_before`."""
@@ -305,13 +418,24 @@ class QueueStore:
             await self._pool.execute(FORGET_BODIES, bodies_before)
 
 
-def _queues(due: Iterable[tuple[str, datetime]]) -> tuple[list[str], list[datetime]]:
+def _columns(queues: Sequence[Queue]) -> tuple[list[str], list[int], list[str], list[str]]:
+    return (
+        [queue.name for queue in queues],
+        [queue.lane for queue in queues],
+        [queue.flow for queue in queues],
+        [queue.pool for queue in queues],
+    )
+
+
+def _queues(due: Iterable[tuple[Recipient, datetime]]) -> tuple[Sequence[Any], ...]:
     """The earliest due time of each queue, in the order of names, which is the order all transactions lock them in."""
-    earliest: dict[str, datetime] = {}
-    for name, at in due:
-        earliest[name] = min(at, earliest.get(name, at))
-    names = sorted(earliest)
-    return names, [earliest[name] for name in names]
+    earliest: dict[str, tuple[Recipient, datetime]] = {}
+    for recipient, at in due:
+        name = recipient.queue
+        if name not in earliest or at < earliest[name][1]:
+            earliest[name] = (recipient, at)
+    found = [earliest[name] for name in sorted(earliest)]
+    return *_columns([queue_of(recipient) for recipient, _ in found]), [at for _, at in found]
 
 
 def _accept_parameters(
@@ -333,6 +457,9 @@ def _accept_parameters(
         [message.envid for message in messages],
         [message.labels for message in messages],
         [message.total for message in messages],
+        [message.campaign for message in messages],
+        [message.lane for message in messages],
+        [message.require_tls for message in messages],
         [message.content for message in messages],
         [recipient.message.id for recipient in recipients],
         [recipient.n for recipient in recipients],
@@ -344,7 +471,7 @@ def _accept_parameters(
         [recipient.expires_at for recipient in recipients],
         [recipient.notify for recipient in recipients],
         [recipient.orcpt for recipient in recipients],
-        *_queues((recipient.queue, recipient.due_at) for recipient in recipients if recipient.message.id not in owners),
+        *_queues((recipient, recipient.due_at) for recipient in recipients if recipient.message.id not in owners),
         *events.parameters(accepted),
         next(iter(owners.values()), None),
     )
@@ -370,7 +497,7 @@ def _settle_parameters(
         [settled.recipient.in_doubt for settled in deferred],
         [settled.recipient.delay_notified for settled in deferred],
         worker,
-        *_queues((settled.recipient.queue, settled.due_at) for settled in deferred if settled.due_at),
+        *_queues((settled.recipient, settled.due_at) for settled in deferred if settled.due_at),
         [message.id for message in messages.values() if not (keep_bodies or message.total > 1)],
         several,
         *events.parameters([settled.event for settled in batch if settled.event is not None]),

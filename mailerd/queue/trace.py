@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 
 from mailerd.queue.ids import first_id_at, milliseconds_of
+from mailerd.queue.mail import parts_of_queue
 from mailerd.queue.views import (
     FINAL_STATES,
     AttemptView,
@@ -137,7 +138,8 @@ class TraceStore:
     async def queues(self, domain: str | None = None, limit: int = 100) -> list[QueueView]:
         """What waits, by queue, the longest first."""
         return [
-            QueueView(**{**row, "reason": row["reason"] or ""}) for row in await self._pool.fetch(QUEUES, domain, limit)
+            QueueView(**{**row, **parts_of_queue(row["name"]), "reason": row["reason"] or ""})
+            for row in await self._pool.fetch(QUEUES, domain, limit)
         ]
 
     async def _views(self, ids: list[int], tenant: str | None) -> list[MessageView]:

@@ -112,9 +112,19 @@ class Steered(View, frozen=True, kw_only=True):
 
 
 class QueueView(View, frozen=True, kw_only=True):
-    """What waits for one stream, pool and domain; `blocked_until` and `reason` when all of it must wait."""
+    """What waits for one domain of one stream, pool and flow: `name` is `stream/pool/flow/domain`.
+
+    `tenant` and `campaign` are those of the flow, slashes as underscores, `priority` its own within the stream.
+    `blocked_until` and `reason` when all of it must wait.
+    """
 
     name: str
+    stream: str = ""
+    pool: str = ""
+    tenant: str = ""
+    campaign: str = ""
+    priority: str = ""
+    domain: str = ""
     recipients: int
     held: int
     in_memory: int

@@ -9,13 +9,14 @@ from mailerd.queue.views import RecipientState, View
 
 COUNT = f"SELECT count(*) FROM recipients AS r, messages AS m WHERE {MATCH}"
 WAITING = f"""
-    SELECT r.message_id, r.n, r.address, m.sender, r.queue, m.accepted_at, r.attempts, r.expires_at, r.last_reply,
+    SELECT r.message_id, r.n, r.address, r.domain, m.sender, m.stream, m.pool, m.tenant,
+           m.campaign, m.credential, m.require_tls, r.queue, m.accepted_at, r.attempts, r.expires_at, r.last_reply,
            CASE WHEN r.held THEN 'held' WHEN r.attempts > 0 THEN 'deferred' ELSE 'queued' END AS state,
            r.owner IS NOT NULL AS in_memory,
            {WAITS_UNTIL} AS due_at, {WAITS_FOR} AS reason
       FROM messages AS m, recipients AS r LEFT JOIN queues AS q ON q.name = r.queue
-     WHERE {MATCH} AND ($9::text IS NULL OR r.queue = $9)
-     ORDER BY r.due_at, r.message_id, r.n LIMIT $10
+     WHERE {MATCH} AND ($10::text IS NULL OR r.queue = $10)
+     ORDER BY r.due_at, r.message_id, r.n LIMIT $11
 """
 
 
@@ -25,7 +26,14 @@ class WaitingView(View, frozen=True, kw_only=True):
     message_id: int
     n: int
     address: str
+    domain: str
     sender: str
+    stream: str
+    pool: str
+    tenant: str
+    campaign: str
+    credential: str
+    require_tls: bool | None
     queue: str
     state: RecipientState
     accepted_at: datetime

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from mailerd.queue.store import queue_up
+
 BEAT_EVERY = 3.0  # seconds
 FENCE = 15.0
 LEASE = 30.0
@@ -21,7 +23,7 @@ REGISTER = """
 BEAT = "UPDATE workers SET beat = beat + 1 WHERE number = $1 RETURNING beat"
 ALL = "SELECT number, node, pid, beat FROM workers"
 # `$4` and `$5` are what the worker knows to have: it stays.
-RELEASE = """
+RELEASE = f"""
     WITH freed AS (
         UPDATE recipients SET owner = NULL, reason = 'its worker stopped',
                in_doubt = in_doubt OR $2::bigint[] IS NULL OR EXISTS (
@@ -30,12 +32,8 @@ RELEASE = """
          WHERE owner = $1 AND NOT EXISTS (
                    SELECT FROM unnest($4::bigint[], $5::int[]) AS kept (message_id, n)
                     WHERE kept.message_id = recipients.message_id AND kept.n = recipients.n)
-     RETURNING queue, due_at, held
-    ), queue AS (
-        INSERT INTO queues (name, next_due)
-        SELECT queue, min(due_at) FROM freed WHERE NOT held GROUP BY queue ORDER BY queue COLLATE "C"
-        ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
-    )
+     RETURNING message_id, queue, due_at, held
+    ), unheld AS (SELECT * FROM freed WHERE NOT held), queue AS ({queue_up("unheld")})
     SELECT count(*) FROM freed
 """
 FORGET = "DELETE FROM workers WHERE number = $1"

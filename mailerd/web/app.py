@@ -14,18 +14,18 @@ from mailerd import metrics
 from mailerd.errors import Refused, Unavailable
 from mailerd.intake.allowance import Allowance
 from mailerd.queue.commit import LOST
-from mailerd.web import emails, health, openapi, problems
+from mailerd.web import emails, health, openapi, paths, problems
 from mailerd.web.callers import authorize
 from mailerd.web.cursors import Cursors
 from mailerd.web.operations import Call, Operation, Tools
 from mailerd.web.problems import UNAVAILABLE_WAIT, ProblemError
 from mailerd.web.reading import BodyReader, Disconnected
-from mailerd.web.services import Services
+from mailerd.web.services import Limits, Services
 
 log = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-OPERATIONS: tuple[Operation, ...] = (*emails.OPERATIONS, *health.OPERATIONS, openapi.OPERATION)
+OPERATIONS: tuple[Operation, ...] = (*emails.OPERATIONS, *paths.OPERATIONS, *health.OPERATIONS, openapi.OPERATION)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SERVER = "mailerd"  # no version: that would tell who looks for old ones
 CALL = web.RequestKey("call", Call)
@@ -42,7 +42,7 @@ def build_app(services: Services) -> web.Application:
         document=openapi.document(OPERATIONS),
     )
     app = web.Application(middlewares=[_frame])
-    expect = _expect_handler(services.limits.max_body)
+    expect = _expect_handler(services.limits)
     for operation in OPERATIONS:
         app.router.add_route(operation.method, operation.path, _bound(operation, tools), expect_handler=expect)
     return app
@@ -143,11 +143,11 @@ def _bound(operation: Operation, tools: Tools) -> Handler:
     return handle
 
 
-def _expect_handler(max_body: int) -> Callable[[web.Request], Awaitable[None]]:
+def _expect_handler(limits: Limits) -> Callable[[web.Request], Awaitable[None]]:
     async def expect(request: web.Request) -> None:
         """Ask for the body when the client waits for that, unless it will be refused for its size anyway."""
         waits = request.headers.get("Expect", "").lower() == "100-continue" and request.version >= (1, 1)
-        if waits and (request.content_length or 0) <= max_body:
+        if waits and (request.content_length or 0) <= limits.max_body:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0  # it is no part of the response
 

@@ -6,12 +6,15 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from mailerd.intake.envelope import Priority
+from mailerd.intake.wishes import MAX_CAMPAIGN
 from mailerd.queue.views import AttemptView, RecipientState, RecipientView
 from mailerd.web.problems import FieldError
 
 MAX_ADDRESSES = 100_000  # in one list, before anything looks at them; smtp.max_recipients says how many are taken
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\w.:/@+-]+(?!\n)$")]
 Value = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*(?!\n)$")]
+Campaign = Annotated[str, Meta(max_length=MAX_CAMPAIGN, pattern=r"^[^\x00-\x1f\x7f/:!]*(?!\n)$")]
 Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset: 2026-11-22T09:30:00Z")]
 
 
@@ -42,7 +45,12 @@ class Attachment(Request, frozen=True, kw_only=True):
 
 
 class Options(Request, frozen=True, kw_only=True):
-    """How a message is to be sent. A tag is a label without a value."""
+    """How a message is to be sent. A tag is a label without a value.
+
+    Messages of one `campaign` take turns with those of others. Within a stream, `high` goes before `normal` before
+    `low`. `require_tls` true: over verified TLS, by hosts that promise the same (REQUIRETLS, RFC 8689), or not at all;
+    false: delivery matters more than what the recipients' domains ask for by MTA-STS or DANE.
+    """
 
     tags: Annotated[list[Name], Meta(max_length=20)] = []
     labels: Annotated[dict[Name, Value], Meta(max_length=50)] = {}
@@ -50,6 +58,9 @@ class Options(Request, frozen=True, kw_only=True):
     pool: Annotated[str, Meta(max_length=64)] | None = None
     scheduled_at: Moment | None = None
     expires_at: Moment | None = None
+    campaign: Campaign | None = None
+    priority: Priority | None = None
+    require_tls: bool | None = None
 
 
 class Email(Options, frozen=True, kw_only=True):
@@ -100,6 +111,9 @@ class RawQuery(Request, frozen=True, kw_only=True):
     pool: Annotated[str, Meta(max_length=64)] | None = None
     scheduled_at: Moment | None = None
     expires_at: Moment | None = None
+    campaign: Campaign | None = None
+    priority: Priority | None = None
+    require_tls: bool | None = None
 
 
 class Search(Request, frozen=True, kw_only=True):

@@ -257,6 +257,9 @@ def _envelope(
         not_before=options.scheduled_at,
         expires_at=options.expires_at,
         labels=labels,
+        campaign=options.campaign,
+        priority=options.priority,
+        require_tls=options.require_tls,
     )
 
 

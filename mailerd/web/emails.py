@@ -123,6 +123,9 @@ def _with_query(call: Call, body: bytes) -> RawEmail:
         pool=query.pool,
         scheduled_at=query.scheduled_at,
         expires_at=query.expires_at,
+        campaign=query.campaign,
+        priority=query.priority,
+        require_tls=query.require_tls,
     )
 
 

@@ -29,7 +29,7 @@ class Operation:
     """
 
     id: str
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     scope: Scope | None  # None: nobody needs a key
     summary: str

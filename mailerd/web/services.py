@@ -1,10 +1,12 @@
 """What the HTTP side needs from the rest of the daemon."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
+from mailerd.delivery.effects import EffectStore
+from mailerd.delivery.explain import Explainer
 from mailerd.errors import Refused
 from mailerd.intake.allowance import Allowance
 from mailerd.intake.credentials import Credential
@@ -89,9 +91,9 @@ class Control(Protocol):
     async def reschedule(self, message_id: int, due_at: datetime, *, tenant: str, actor: str) -> Steered | None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Limits:
-    """Sizes in bytes, times in seconds."""
+    """Sizes in bytes, times in seconds. One for all who look: what is changed here holds at once."""
 
     max_body: int = 40_000_000  # of one request: http.max_body
     max_message: int = 50_000_000  # smtp.max_size
@@ -117,8 +119,10 @@ class Services:
     authenticator: Authenticator
     mail: MailStore
     control: Control
+    explainer: Callable[[], Explainer]  # of what is in force now
+    effects: EffectStore
     ping: Callable[[], Awaitable[None]]  # returns when the database answers, raises when it does not
     stopping: Callable[[], bool]
     cursor_key: bytes  # installation.secret
     now: Callable[[], datetime] = utc_now
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)

@@ -154,7 +154,8 @@ def parse_ehlo(reply: Reply) -> dict[str, str]:
 class MailCommand:
     """What follows `MAIL `. `sender` is "" for the null sender, `ret` FULL, HDRS or "", `envid` decoded or "".
 
-    `auth` is the decoded AUTH parameter (RFC 4954 section 5): "" for `<>`, None when it was not given.
+    `auth` is the decoded AUTH parameter (RFC 4954 section 5): "" for `<>`, None when it was not given. `require_tls` is
+    REQUIRETLS (RFC 8689); whether the session may say it is for the caller to know.
     """
 
     sender: str
@@ -164,6 +165,7 @@ class MailCommand:
     ret: str = ""
     envid: str = ""
     auth: str | None = None
+    require_tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +276,12 @@ def _smtputf8(value: str) -> bool:
     return True
 
 
+def _require_tls(value: str) -> bool:
+    if value:
+        raise _bad_value("REQUIRETLS has no value")
+    return True
+
+
 def _ret(value: str) -> str:
     ret = value.upper()
     if ret not in ("FULL", "HDRS"):
@@ -350,6 +358,7 @@ _MAIL_PARAMETERS: _Table = {
     "RET": ("ret", _ret),
     "ENVID": ("envid", _envid),
     "AUTH": ("auth", _auth),
+    "REQUIRETLS": ("require_tls", _require_tls),
 }
 _RCPT_PARAMETERS: _Table = {"NOTIFY": ("notify", _notify), "ORCPT": ("orcpt", _orcpt)}
 

@@ -31,6 +31,10 @@ COMMANDS = [
     *(f"dkim {name}" for name in ("generate", "rotate", "show", "check")),
     "sandbox list",
     "sandbox show",
+    "shaping lint",
+    "shaping test",
+    "sources",
+    "sources check",
 ]
 
 

@@ -23,8 +23,8 @@ def test_what_waits_is_listed_by_queue_and_shown_by_recipient(daemon, settled):
     message = settled("always-defer@list.example", "ann@list.example")
 
     [queue] = lines(daemon.command("queue", "list", "--domain", "List.Example", "--json"))
-    assert (queue["name"], queue["recipients"], queue["held"]) == ("transactional/default/list.example", 1, 0)
-    assert "transactional/default/list.example" in daemon.command("queue", "list").out
+    assert (queue["name"], queue["recipients"], queue["held"]) == ("transactional/default/default/list.example", 1, 0)
+    assert "transactional/default/default/list.example" in daemon.command("queue", "list").out
 
     [waiting] = lines(daemon.command("queue", "show", queue["name"], "--json"))
     assert (waiting["message_id"], waiting["n"], waiting["state"], waiting["attempts"]) == (message, 1, "deferred", 1)

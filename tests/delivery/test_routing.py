@@ -9,8 +9,9 @@ import pytest
 
 from mailerd import config
 from mailerd.config import Config, Delivery, Duration, Endpoint, RouteAuth, RouteMatch, RouteRule
-from mailerd.delivery.resolver import Resolver
-from mailerd.delivery.routing import Host, NoRoute, Route, Router, is_private, site_name
+from mailerd.delivery.resolver import Resolver, is_private
+from mailerd.delivery.routing import Host, NoRoute, Route, Router, site_name
+from mailerd.delivery.tls_policy import TlsPolicy
 from mailerd.delivery.verdict import Outcome, Verdict
 from tests.support.dns_server import DnsServer
 
@@ -92,7 +93,7 @@ async def test_hosts_come_by_preference_whatever_the_order_of_the_answer(net, dn
         dns.add(f"{name}.example.com", "A", f"127.0.0.{n + 2}")
     route = await net.route("example.com")
     assert route.hosts == tuple(Host(f"{name}.example.com", f"127.0.0.{n + 2}", 2525) for n, name in enumerate("abc"))
-    assert (route.tls, route.auth) == ("opportunistic", None)
+    assert (route.tls, route.auth) == (TlsPolicy(), None)
 
 
 async def test_hosts_of_one_preference_come_first_about_equally_often(net, dns):
@@ -408,7 +409,7 @@ async def test_a_route_without_hosts_goes_direct_with_its_own_tls(net, dns):
     dns.add("direct.example", "MX", "10 mx.example.com.")
     dns.add("mx.example.com", "A", "127.0.0.2")
     route = await net.route("direct.example")
-    assert (route.hosts, route.tls) == ((Host("mx.example.com", "127.0.0.2", 2525),), "required")
+    assert (route.hosts, route.tls) == ((Host("mx.example.com", "127.0.0.2", 2525),), TlsPolicy("required"))
 
 
 async def test_a_smart_host_is_found_by_name_and_keeps_auth_tls_and_order(net, dns):
@@ -427,7 +428,27 @@ async def test_a_smart_host_is_found_by_name_and_keeps_auth_tls_and_order(net, d
         ("::1", "::1", 25),
     ]
     assert route.site == "user@b.relay.example:587,a.relay.example,[::1]"
-    assert (route.tls, route.auth) == ("verify", auth)
+    assert (route.tls, route.auth) == (TlsPolicy("verify"), auth)
+
+
+async def test_a_lookup_under_way_does_not_bring_back_the_configuration_before(net, dns):
+    dns.add("example.com", "MX", "10 mx.example.com.")
+    dns.add("mx.example.com", "A", "127.0.0.2")
+    dns.hold = asyncio.Event()
+    before = asyncio.create_task(net.route("example.com"))
+    await asyncio.sleep(0)
+    net.router.reconfigure(
+        Config(
+            hostname="mail.ours.example",
+            delivery=Delivery(allow_private=True, port=2525),
+            routes=(RouteRule(hosts=(Endpoint("127.0.0.9", 25),)),),
+        )
+    )
+    after = await net.route("example.com")
+    dns.hold.set()
+    assert [host.address for host in after.hosts] == ["127.0.0.9"]
+    assert [host.address for host in (await before).hosts] == ["127.0.0.2"]
+    assert net.cached("example.com").hosts == after.hosts
 
 
 async def test_all_domains_of_a_fixed_route_share_one_plan(net, dns):

@@ -9,6 +9,7 @@ import pytest
 from mailerd.config import RouteAuth
 from mailerd.delivery.routing import Host
 from mailerd.delivery.session import Session, SessionError
+from mailerd.delivery.tls_policy import TlsPolicy
 from mailerd.delivery.transaction import Timeouts, Transaction, dsn_parameters
 from mailerd.delivery.verdict import Kind, Outcome
 from mailerd.errors import LocalProtocolError
@@ -34,6 +35,7 @@ def host_of(mx: ScriptedMx) -> Host:
 
 async def open_to(mx: ScriptedMx, **options: object) -> Session:
     options = {"ehlo": "out.example", "timeouts": PATIENT, **options}
+    options["tls"] = TlsPolicy(options.get("tls", "opportunistic"))  # type: ignore[arg-type]
     return await Session.open(host_of(mx), **options)  # type: ignore[arg-type]
 
 

@@ -27,7 +27,7 @@ database: {{shared_buffers: 32MiB, max_wal_size: 256MiB}}
 listeners: [{{bind: '127.0.0.1:{smtp}', starttls: off, auth: trusted, trusted: [127.0.0.0/8]}}]
 http: {{bind: '127.0.0.1:{http}'}}
 routes: [{{match: {{domain: '*'}}, hosts: ['127.0.0.1:{mx}'], tls: none}}]
-delivery: {{retry: [1s], connections_per_site: 10}}
+delivery: {{retry: [1s], connections_per_path: 10}}
 log: {{format: json}}
 first_key: true
 """

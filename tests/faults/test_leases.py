@@ -13,7 +13,7 @@ from mailerd.queue.store import CLAIM, LEASE, LeaseLostError, QueueStore
 from mailerd.queue.workers import WorkerStore
 
 NOW = datetime.now(UTC)
-QUEUE = "transactional/default/b.example"
+QUEUE = "transactional/default/t/b.example"
 
 
 @pytest.fixture

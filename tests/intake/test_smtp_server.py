@@ -553,6 +553,21 @@ async def test_a_bad_handshake_ends_the_connection_and_nothing_else(outbox, lone
         assert (await (await intake.connect()).say("NOOP")).startswith("250")
 
 
+async def test_requiretls_is_offered_and_taken_over_tls_alone(outbox, lonely, tls, trust):
+    async with Intake(outbox, lonely, tls=tls, listener={"starttls": "optional"}) as intake:
+        client = await intake.connect()
+        assert "REQUIRETLS" not in await client.say("EHLO client.example")
+        assert (await client.say("MAIL FROM:<ann@example.com> REQUIRETLS")).startswith("530 5.7.10 ")
+        await client.say("STARTTLS")
+        await client.start_tls(trust)
+        assert "250-REQUIRETLS" in (await client.say("EHLO client.example")).splitlines()
+        for sender in ("MAIL FROM:<ann@example.com> REQUIRETLS", "MAIL FROM:<ann@example.com>"):
+            for line in (sender, "RCPT TO:<bob@example.net>", "DATA"):
+                assert (await client.say(line))[0] in "23"
+            assert (await client.say("Subject: hi\r\n\r\nhello\r\n.")).startswith("250 ")
+    assert [message.envelope.require_tls for message in outbox.messages] == [True, None]
+
+
 async def test_submissions_speaks_tls_from_the_first_byte(outbox, lonely, tls, trust):
     async with Intake(outbox, lonely, tls=tls, listener={"kind": "submissions"}) as intake:
         await intake.open()  # and says nothing

@@ -191,7 +191,7 @@ async def test_a_host_that_vanishes_after_the_dot_leaves_the_recipient_in_doubt(
 async def test_a_kept_connection_that_was_closed_meanwhile_costs_no_attempt(
     database: str, dns: DnsServer, mx: ScriptedMx, tmp_path: Path
 ) -> None:
-    delivery = Delivery(port=mx.port, allow_private=True, idle=Duration(10), connections_per_site=1)
+    delivery = Delivery(port=mx.port, allow_private=True, idle=Duration(10), connections_per_path=1)
     mx.on("MAIL FROM:<ann@sender.example>", "250 ok", CLOSE, "250 ok")
     async with running_relay(relay_config(tmp_path, dns, delivery=delivery), database) as relay:
         first = await relay.submit("a@example.net")
@@ -250,7 +250,7 @@ async def test_mail_scheduled_for_later_waits_in_the_database(relay: RunningRela
 async def test_more_mail_than_fits_into_memory_comes_by_way_of_the_database(
     database: str, dns: DnsServer, mx: ScriptedMx, tmp_path: Path
 ) -> None:
-    delivery = Delivery(port=mx.port, allow_private=True, memory_messages=10, connections_per_site=2)
+    delivery = Delivery(port=mx.port, allow_private=True, memory_messages=10, connections_per_path=2)
     async with running_relay(relay_config(tmp_path, dns, delivery=delivery), database) as relay:
         for n in range(60):
             await relay.submit(f"user{n}@example.net")
@@ -262,7 +262,7 @@ async def test_a_message_with_more_recipients_than_memory_or_a_transaction_takes
     database: str, dns: DnsServer, mx: ScriptedMx, tmp_path: Path
 ) -> None:
     delivery = Delivery(
-        port=mx.port, allow_private=True, memory_messages=40, recipients_per_transaction=7, connections_per_site=3
+        port=mx.port, allow_private=True, memory_messages=40, recipients_per_transaction=7, connections_per_path=3
     )
     async with running_relay(relay_config(tmp_path, dns, delivery=delivery), database) as relay:
         await relay.submit(*(f"user{n}@example.net" for n in range(100)))

@@ -24,7 +24,13 @@ from tests.support.database_proxy import DatabaseProxy
 NUMBERS = count()
 
 
-def mail(*, address: str = "bob@example.net", facts: dict[str, Any] | None = None, **changes: Any) -> Message:
+def mail(
+    *,
+    address: str = "bob@example.net",
+    domain: str = "example.net",
+    facts: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Message:
     """A message as intake makes it, or one that nobody should make."""
     now = datetime.now(UTC)
     values: dict[str, Any] = {
@@ -40,7 +46,7 @@ def mail(*, address: str = "bob@example.net", facts: dict[str, Any] | None = Non
         "labels": facts,
     }
     message = Message(**values | changes)
-    message.recipients.append(Recipient(message, 1, address, "example.net", now + timedelta(days=1), now))
+    message.recipients.append(Recipient(message, 1, address, domain, now + timedelta(days=1), now))
     return message
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mailerd.db import Pool, connect_pool
 from mailerd.events import Event
-from mailerd.queue.mail import Message
+from mailerd.queue.mail import Message, queue_of
 from mailerd.queue.store import LeaseLostError, QueueStore, Settled
 from mailerd.queue.workers import WorkerStore
 from tests.queue.test_commit import accepted, mail
@@ -40,7 +40,8 @@ async def accept(store: QueueStore, *messages: Message, owner: int | None = None
 
 async def claim(store: QueueStore, worker: int, room: int = 100, after: timedelta = HOUR) -> list[Message]:
     now = datetime.now(UTC) + after
-    names = await store.due_queues(now=now, busy=[], limit=10)
+    queues, _ = await store.due_queues(now=now, after=dict.fromkeys(range(9), ""), pools=["default"], flows=9, queues=9)
+    names = [queue.name for queue in queues]
     return await store.claim(dict.fromkeys(names, room), now=now, worker=worker, bytes_=1_000_000)
 
 
@@ -76,7 +77,7 @@ async def test_mail_in_somebodys_memory_or_not_due_yet_is_left_alone(store: Queu
 async def test_a_blocked_queue_waits(store: QueueStore, worker: int) -> None:
     message = mail()
     await accept(store, message)
-    await store.block([message.recipients[0].queue], until=datetime.now(UTC) + 2 * HOUR, reason="no route")
+    await store.block({queue_of(message.recipients[0]): (datetime.now(UTC) + 2 * HOUR, "no route")})
 
     assert await claim(store, worker) == []
     assert len(await claim(store, worker, after=3 * HOUR)) == 1
@@ -121,7 +122,7 @@ async def test_mail_whose_queue_was_lost_is_found_again(store: QueueStore, pool:
     await accept(store, mail())
     await pool.execute("DELETE FROM queues")
     assert await claim(store, worker) == []
-    await store.mend_queues()
+    await store.mend_queues(datetime.now(UTC))
     assert len(await claim(store, worker)) == 1
 
 
@@ -151,3 +152,42 @@ async def test_a_worker_without_a_lease_takes_no_mail(store: QueueStore, pool: P
     with pytest.raises(LeaseLostError):
         await accept(store, mail(), owner=99)
     assert await pool.fetchval("SELECT count(*) FROM messages") == 0
+
+
+async def test_flows_take_turns_and_lower_lanes_come_first(store: QueueStore, worker: int) -> None:
+    """A tenant with many queues gets no more turns than one with a single queue."""
+    for number in range(30):
+        await accept(store, mail(tenant="big", domain=f"d{number}.example"))
+    await accept(store, mail(tenant="small", domain="d1.example"))
+    await accept(store, mail(tenant="big", lane=1, stream="urgent", domain="d2.example"))
+    now = datetime.now(UTC) + HOUR
+
+    queues, _ = await store.due_queues(now=now, after={1: "", 4: ""}, pools=["default"], flows=9, queues=3)
+    assert [(queue.lane, queue.flow) for queue in queues] == [(1, "big"), *[(4, "big")] * 3, (4, "small")]
+    queues, _ = await store.due_queues(now=now, after={4: "big"}, pools=["default"], flows=9, queues=3)
+    assert [queue.flow for queue in queues] == ["small"]
+    assert await store.due_queues(now=now, after={4: ""}, pools=["other"], flows=9, queues=3) == ([], {})
+
+
+async def test_a_queue_that_was_served_goes_behind_the_others(store: QueueStore, worker: int) -> None:
+    for domain in ("a.example", "a.example", "b.example"):
+        await accept(store, mail(domain=domain))
+    now = datetime.now(UTC) + HOUR
+
+    async def first() -> str:
+        found, _ = await store.due_queues(now=now, after={4: ""}, pools=["default"], flows=9, queues=1)
+        return found[0].domain
+
+    assert await first() == "a.example"
+    name = (await store.due_queues(now=now, after={4: ""}, pools=["default"], flows=9, queues=1))[0][0].name
+    assert len(await store.claim({name: 1}, now=now, worker=worker, bytes_=1_000)) == 1
+    assert await first() == "b.example"
+
+
+async def test_recipients_without_a_message_stop_nobody(store: QueueStore, pool: Pool, worker: int) -> None:
+    lost, whole = mail(), mail()
+    await accept(store, lost, whole)
+    await pool.execute("DELETE FROM messages WHERE id = $1", lost.id)
+
+    assert [message.id for message in await claim(store, worker)] == [whole.id]
+    assert await pool.fetchval("SELECT count(*) FROM recipients") == 1

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from mailerd import config, daemon
+from mailerd import daemon
+from mailerd.config.documents import parse_documents, read_documents
 
 TOP = Path(__file__).parents[2]
 
@@ -62,7 +63,7 @@ class RunningDaemon:
         raise AssertionError(f"not ready: {self.lines} {error.decode()}")
 
     async def greeting(self) -> dict[str, int]:
-        """What a worker says to a connection: its pid, the index of the listener, its number."""
+        """What a worker says to a connection: its pid, the index of the listener, its number, its `delivery.port`."""
         match = re.search(r"smtp=127\.0\.0\.1:(\d+)", self.lines[-1])
         assert match is not None
         reader, writer = await asyncio.open_connection("127.0.0.1", int(match[1]))
@@ -85,4 +86,6 @@ class RunningDaemon:
 if __name__ == "__main__":
     file, manner = sys.argv[1:]
     worker = (sys.executable, "-m", "tests.support.stand_in", manner)
-    sys.exit(asyncio.run(daemon.run(config.load(file, environ={}), file, worker_command=worker)))
+    documents = read_documents(file, {})
+    config, _ = parse_documents(documents, {})
+    sys.exit(asyncio.run(daemon.run(config, documents, worker_command=worker)))

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from mailerd.config import Config, Delivery, Duration, Resolver
+from mailerd.config.shaping import ShapingRules
 from mailerd.db import Pool, connect_pool
 from mailerd.intake.credentials import TRUSTED, Credential
 from mailerd.intake.envelope import Envelope, Origin, Receipt
@@ -113,13 +114,19 @@ def _recipient(text: str) -> RcptCommand:
 
 @asynccontextmanager
 async def running_relay(
-    config: Config, database: str, *, clock: Clock | None = None, silent_for: Callable[[], float] = lambda: 0.0
+    config: Config,
+    database: str,
+    *,
+    clock: Clock | None = None,
+    silent_for: Callable[[], float] = lambda: 0.0,
+    rules: ShapingRules | None = None,
 ) -> AsyncIterator[RunningRelay]:
     """A relay with a lease of its own and its claim loop running."""
     clock = clock or Clock()
     pool = await connect_pool(database, min=1, max=4)
     number = await WorkerStore(pool).register("test", 1)
-    relay = Relay(config, pool, number, clock=clock, silent_for=silent_for)
+    relay = Relay(config, pool, number, node="test", rules=rules, clock=clock, silent_for=silent_for)
+    await relay.start()
     dispatching = asyncio.create_task(relay.dispatcher.run())
     try:
         yield RunningRelay(relay, pool, clock, number)

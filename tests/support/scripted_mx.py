@@ -19,6 +19,7 @@ import hmac
 import socket
 import ssl
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import ip_address
@@ -122,6 +123,7 @@ class ScriptedMx:
         extensions: tuple[str, ...] = EXTENSIONS,
         tls: str = "",
         users: dict[str, str] | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self.address = host
         self.port = port
@@ -135,13 +137,15 @@ class ScriptedMx:
         self.peers: list[str] = []  # the client's IP, one for each connection
         self.connections = 0
         self.open = 0
+        self.most_open = 0
+        self.recipients_of: Counter[str] = Counter()  # delivered, by the client's IP
         self.tls_connections = 0
         self.resumed = 0  # TLS sessions
         self.transactions = 0  # that ended with a 2yz after the dot
         self._scripts: dict[str, _Script] = {}
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._context = server_context(name, host) if tls else None
+        self._context = context or (server_context(name, host) if tls else None)
 
     def on(self, pattern: str, *steps: Step, then: Step | None = None) -> None:
         """Take `steps` one after the other when `pattern` comes, the last one (or `then`) from there on."""
@@ -188,6 +192,7 @@ class ScriptedMx:
         self._tasks.add(task)
         self.connections += 1
         self.open += 1
+        self.most_open = max(self.most_open, self.open)
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.peers.append(writer.get_extra_info("peername")[0])
@@ -329,6 +334,7 @@ class _Connection:
         code = await self._say("DOT", "250 2.0.0 queued" if envelope.recipients else "554 5.5.1 no valid recipients")
         if code.startswith("2"):
             self._mx.transactions += 1
+            self._mx.recipients_of[self._writer.get_extra_info("peername")[0]] += len(envelope.recipients)
             self._mx.delivered += [Delivery(recipient, content, envelope.sender) for recipient in envelope.recipients]
 
     async def _read_content(self) -> bytes:

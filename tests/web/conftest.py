@@ -17,6 +17,8 @@ import msgspec
 import pytest
 
 from mailerd.config import Pool, Rate, Stream
+from mailerd.delivery.effects import EffectStore
+from mailerd.delivery.explain import ConfigText
 from mailerd.intake.authenticator import Authenticator
 from mailerd.intake.credentials import CredentialStore
 from mailerd.queue.control import ControlStore, MessageControl
@@ -218,6 +220,8 @@ def services(relay: RunningRelay, submitter: StubbornSubmitter, limits: Limits, 
         authenticator=Authenticator(CredentialStore(relay.pool), failures=Rate(1000, 60.0)),
         mail=TraceStore(relay.pool),
         control=MessageControl(ControlStore(relay.pool), relay.clock),
+        explainer=lambda: relay.relay.explainer(ConfigText("mailerd.yaml", "")),
+        effects=EffectStore(relay.pool),
         ping=ping,
         stopping=lambda: any(stopping),
         cursor_key=b"secret of the installation",

@@ -155,6 +155,11 @@ FAULTS: list[tuple[dict[str, object], list[str]]] = [
     ({"scheduled_at": "tomorrow"}, ["/scheduled_at"]),
     ({"scheduled_at": "2026-11-23T12:00:00"}, ["/scheduled_at"]),
     ({"scheduled_at": "2026-11-23T12:00:00Z", "expires_at": "2026-11-23T11:00:00Z"}, ["/expires_at"]),
+    ({"campaign": "a/b"}, ["/campaign"]),
+    ({"campaign": "a\n"}, ["/campaign"]),
+    ({"campaign": "x" * 101}, ["/campaign"]),
+    ({"priority": "urgent"}, ["/priority"]),
+    ({"require_tls": "yes"}, ["/require_tls"]),
     ({"template": "tpl_1"}, ["/template"]),
     ({"a/b~": 1}, ["/a~1b~0"]),
 ]
@@ -190,6 +195,38 @@ async def test_what_the_relay_refuses_is_told_by_name_and_field(api: Api) -> Non
     assert answer.status == 403
     assert answer.problem.code == "sender_not_allowed"
     assert [error.pointer for error in answer.problem.errors] == ["/from"]
+
+
+ORDERED = "SELECT campaign, lane, require_tls FROM messages"
+
+
+async def test_campaign_priority_and_tls_are_those_asked_for(api: Api) -> None:
+    await api.later(campaign="Frühling 27", priority="high", require_tls=True)
+
+    row = await api.relay.pool.fetchrow(ORDERED)
+    assert tuple(row) == ("Frühling 27", 0, True)
+
+
+async def test_a_raw_message_is_asked_for_in_its_query(api: Api) -> None:
+    tomorrow = quote((api.relay.clock.now + timedelta(days=1)).isoformat())
+    query = f"from=shop@example.com&to=ann@example.net&scheduled_at={tomorrow}"
+    raw = b"From: shop@example.com\r\nX-Mailerd-Campaign: autumn\r\n\r\nhello\r\n"
+    headers = {"Content-Type": "message/rfc822"}
+    path = f"/api/v1/emails/raw?{query}&campaign=spring&priority=low&require_tls=false&stream=marketing"
+    answer = await api.ask("POST", path, data=raw, headers=headers)
+
+    assert answer.status == 202
+    row = await api.relay.pool.fetchrow(ORDERED)
+    assert tuple(row) == ("spring", 5, False)
+    refused = await api.ask("POST", f"/api/v1/emails/raw?{query}&priority=urgent", data=raw, headers=headers)
+    assert [error.parameter for error in refused.problem.errors] == ["priority"]
+
+
+async def test_a_campaign_that_cannot_be_named_is_pointed_at(api: Api) -> None:
+    answer = await api.send(EMAIL | {"campaign": "a\u2028b"})
+
+    assert (answer.status, answer.problem.code) == (422, "invalid_campaign")
+    assert [error.pointer for error in answer.problem.errors] == ["/campaign"]
 
 
 async def test_a_batch_takes_the_good_and_tells_the_bad(api: Api) -> None:

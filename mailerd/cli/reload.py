@@ -1,0 +1,79 @@
+"""`mailerd reload`: the running daemon takes on its configuration files anew."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mailerd.cli.options import ConfigOption, JsonOption
+from mailerd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mailerd.daemon.reload import Outcome
+
+
+def reload(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Have the running daemon read its configuration, shaping rules, certificate and keys again.
+
+    No connection is closed. When anything is wrong, every problem is printed with exit status 78, and all stays as it
+    was. What cannot change before a restart (sockets, database, workers and some more) is named.
+
+    \b
+    Examples:
+      mailerd reload
+      mailerd reload --config /etc/mailerd/mailerd.yaml --json
+    """
+    from mailerd.cli.output import print_json
+    from mailerd.cli.settings import load
+
+    settings = load(config)
+    outcome = _asked(settings.path, Path(settings.config.data_dir))
+    if outcome.problems and not as_json:
+        raise ConfigError(outcome.problems)
+    if as_json:
+        problems = [
+            {"file": each.file, "line": each.line, "key": each.key, "message": each.message}
+            for each in outcome.problems
+        ]
+        print_json(
+            {
+                "ok": not problems and not outcome.workers,
+                "file": outcome.file,
+                "problems": problems,
+                "changed": outcome.changed,
+                "restart": outcome.restart,
+                "workers": outcome.workers,
+            }
+        )
+    else:
+        print("\n".join(_lines(outcome)))
+    if outcome.problems:
+        raise typer.Exit(os.EX_CONFIG)
+    if outcome.workers:
+        raise typer.Exit(os.EX_TEMPFAIL)
+
+
+def _asked(file: Path, data_dir: Path) -> "Outcome":
+    from mailerd.cli.failure import CommandError
+    from mailerd.daemon.reload import request_reload
+
+    try:
+        outcome = request_reload(data_dir)
+    except PermissionError:
+        text = f"{data_dir} is not yours: run this as the user that mailerd runs as, or as root"
+        raise CommandError(text, os.EX_NOPERM) from None
+    except OSError as error:
+        text = f"mailerd did not answer: {error}; its log says what became of the reload"
+        raise CommandError(text, os.EX_TEMPFAIL) from error
+    if outcome is None:
+        text = f"mailerd is not running on {data_dir}: start it with `mailerd run --config {file}`"
+        raise CommandError(text, os.EX_UNAVAILABLE)
+    return outcome
+
+
+def _lines(outcome: "Outcome") -> list[str]:
+    lines = [f"{outcome.file}: in force", f"changed: {', '.join(outcome.changed) or 'nothing'}"]
+    if outcome.restart:
+        lines.append(f"waits for a restart: {', '.join(outcome.restart)}")
+    return lines + [f"not taken on by {problem}" for problem in outcome.workers]

@@ -1,0 +1,547 @@
+"""A destination and its sessions: the jobs that wait for a site, and the connections that carry them there.
+
+A destination is a site reached in one way from one source; all destinations of one path share its limits. A session
+takes the next job as soon as it is free and the path admits it, so nothing waits in two places. What cannot leave
+within `PATIENCE` goes back to the database with the time and the reason.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import structlog
+
+from mailerd import metrics
+from mailerd.config import Config
+from mailerd.delivery.attempt import Attempts, Job, Where
+from mailerd.delivery.ledger import Hold
+from mailerd.delivery.line import Line
+from mailerd.delivery.memory import FIRST_LANES
+from mailerd.delivery.routing import Host, Route
+from mailerd.delivery.session import Session, SessionError
+from mailerd.delivery.sources import Source
+from mailerd.delivery.tls_policy import TlsOutcome, TlsPolicy
+from mailerd.delivery.traffic import Path, Traffic, Wait, Wish
+from mailerd.delivery.transaction import Result, Timeouts
+from mailerd.delivery.verdict import Kind, Verdict, local_verdict, network_verdict
+from mailerd.queue.commit import LOST
+from mailerd.queue.ids import format_message_id
+from mailerd.queue.mail import Queue, queue_of
+from mailerd.queue.workers import FENCE
+
+log = structlog.get_logger()
+
+PATIENCE = 1.0  # seconds that a job waits in memory for a limit; longer waits are due times in rows
+PATIENCE_FIRST = 10.0  # of mail that goes first, for a connection that others are asked to give up
+LOOK_UP = 0.5  # seconds between looks of an idle session whether others want its connection
+ASK_AGAIN = 0.05  # seconds between tries to get a connection
+BLOCK_FIRST = 60.0  # seconds that an unreachable destination is left alone
+BLOCK_MOST = 900.0
+TURN = 10  # jobs of a session before another destination of its path may have the connection
+OPEN_AGAIN = 10.0  # seconds until another connection is tried after a host refused one beside those it has
+AFTER_CRASH = timedelta(minutes=5)
+OTHERS_WAIT = "others have waited longer for a connection"
+CRASHED = "internal error; see the log"
+
+Key = tuple[str, TlsPolicy, bool, str]
+
+
+@dataclass(eq=False, slots=True)
+class Destination:
+    """A site reached in one way from one source."""
+
+    route: Route
+    source: Source
+    path: Path
+    line: Line = field(default_factory=Line)
+    idle: deque["asyncio.Future[None]"] = field(default_factory=deque)
+    pacer: "asyncio.Future[None] | None" = None  # of the session that waits until the path admits the next job
+    pacer_alone: bool = False  # what it waits for binds only the jobs that are there
+    sessions: int = 0
+    opening: int = 0  # of them,
+    working: int = 0
+    woken: int = 0  # idle sessions that were told of a job and have not run yet
+    starving: float | None = None  # since when it has jobs and gets no connection
+    signs: Sequence[Hold] = ()  # by which others see that it starves
+    again: asyncio.TimerHandle | None = None  # the next try to get a connection
+    told_at: float = 0.0  # when we said last that more connections would be of use
+    open_after: float = 0.0  # no further connection before
+    stuck_until: float = 0.0  # nothing more is taken into memory before; of the loop's clock
+    failures: int = 0  # in a row, to open any session
+    blocked_until: datetime | None = None
+    reason: str = ""
+
+    @property
+    def key(self) -> Key:
+        return key_of(self.route, self.source)
+
+
+def key_of(route: Route, source: Source) -> Key:
+    return (route.site, route.tls, route.auth is not None, source.name)
+
+
+class Back(Protocol):
+    """How jobs leave a destination unsent."""
+
+    def put_back(self, jobs: Sequence[Job], due_at: datetime, reason: str) -> None: ...
+
+    def again(self, route: Route, jobs: Sequence[Job]) -> None: ...
+
+    def has_one_source(self, pool: str) -> bool: ...
+
+    def block(self, queues: dict[Queue, tuple[datetime, str]]) -> Coroutine[object, object, None]: ...
+
+    def start(self, work: Coroutine[object, object, None], name: str) -> None: ...
+
+    def forget(self, destination: Destination) -> None: ...
+
+
+class Sessions:
+    """Opens sessions for destinations and lets them work."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        traffic: Traffic,
+        attempts: Attempts,
+        back: Back,
+        clock: Callable[[], datetime],
+        silent_for: Callable[[], float],
+        tls_outcome: Callable[[TlsOutcome, str], None],
+    ) -> None:
+        self._traffic = traffic
+        self._attempts = attempts
+        self._back = back
+        self._clock = clock
+        self._silent_for = silent_for
+        self._tls_outcome = tls_outcome
+        self._stopping = False
+        self.reconfigure(config)
+
+    def reconfigure(self, config: Config) -> None:
+        self._config = config
+        self._timeouts = Timeouts(connect=config.delivery.connect_timeout)
+
+    def stop(self, destinations: Sequence[Destination]) -> None:
+        """Start nothing more, and let idle sessions end."""
+        self._stopping = True
+        for destination in destinations:
+            for waiter in (*destination.idle, *((destination.pacer,) if destination.pacer else ())):
+                _wake(waiter)
+            self._sated(destination)
+
+    # jobs in, sessions up
+
+    def add(self, destination: Destination, job: Job) -> None:
+        """Send this as soon as may be."""
+        most = self._traffic.recipients_per_transaction(destination.path)
+        last = destination.line.last_of(job)
+        if last is not None and last.message is job.message and len(last.recipients) + len(job.recipients) <= most:
+            last.recipients += job.recipients  # another domain of the same site
+            return
+        if len(job.recipients) <= most:
+            destination.line.push(job)
+        else:
+            for start in range(0, len(job.recipients), most):
+                destination.line.push(Job(job.message, job.recipients[start : start + most]))
+        if last is None and destination.pacer is not None and destination.pacer_alone:
+            _wake(destination.pacer)  # what it waits for may not bind this one
+        self.pump(destination)
+
+    def pump(self, destination: Destination) -> None:
+        """Wake idle sessions for the waiting jobs, and open further ones."""
+        if self._stopping:
+            return
+        wanted = len(destination.line) - destination.woken
+        while wanted > 0 and destination.idle:
+            # The one that fell idle last, so that those too many are left alone and end.
+            _wake(destination.idle.pop())  # its time may be over at this very moment
+            destination.woken += 1
+            wanted -= 1
+        now = asyncio.get_running_loop().time()
+        may_open = destination.open_after <= now or not destination.sessions
+        while wanted > destination.opening and destination.pacer is None and may_open:
+            holds = self._connect(destination)
+            if isinstance(holds, Wait):
+                if not destination.sessions:
+                    self._starve(destination, holds)
+                elif destination.told_at < now - LOOK_UP:
+                    destination.told_at = now
+                    self._traffic.could_use_more(holds)
+                return
+            self._sated(destination)
+            destination.sessions += 1
+            destination.opening += 1
+            self._back.start(self._serve(destination, holds), f"session {destination.route.site}")
+
+    def _connect(self, destination: Destination) -> Sequence[Hold] | Wait:
+        """A connection of the path, unless others have waited for one longer."""
+        first = (destination.line.lane or 0) < FIRST_LANES
+        wish = self._traffic.wanted(destination.path)
+        if destination.starving is None and (wish is Wish.FIRST or (wish is Wish.SOME and not first)):
+            return Wait(0.0, OTHERS_WAIT)
+        return self._traffic.connect(destination.path)
+
+    def _starve(self, destination: Destination, wait: Wait) -> None:
+        """There are jobs and no connection: ask again soon, and have others give one up; or put all back."""
+        loop = asyncio.get_running_loop()
+        first = (destination.line.lane or 0) < FIRST_LANES
+        destination.starving = destination.starving or loop.time()
+        patience = PATIENCE_FIRST if first and not wait.seconds else PATIENCE
+        if wait.seconds > PATIENCE or loop.time() - destination.starving > patience:
+            self._sated(destination)
+            self.postpone(destination, wait)
+            return
+        if not destination.signs:
+            destination.signs = self._traffic.want(wait, first=first)
+        if destination.again is None:
+            destination.again = loop.call_later(max(wait.seconds, ASK_AGAIN), self._ask_again, destination)
+
+    def _ask_again(self, destination: Destination) -> None:
+        destination.again = None
+        if destination.line and not destination.sessions:
+            self.pump(destination)
+        else:
+            self._sated(destination)
+            self._back.forget(destination)
+
+    def _sated(self, destination: Destination) -> None:
+        destination.starving = None
+        self._traffic.disconnect(destination.signs)
+        destination.signs = ()
+        if destination.again is not None:
+            destination.again.cancel()
+            destination.again = None
+
+    # a session
+
+    async def _serve(self, destination: Destination, holds: Sequence[Hold]) -> None:
+        """The life of one session: open, send what is waiting, wait a little for more, quit."""
+        session: Session | None = None
+        opening = 1
+        try:
+            if self._stopping or not destination.line:
+                return
+            try:
+                session = await self._open(destination)
+            except SessionError as error:
+                destination.opening -= opening
+                opening = 0
+                await self._unreachable(destination, error)
+                return
+            destination.opening -= opening
+            opening = 0
+            log.debug("session.opened", site=destination.route.site, host=session.host.name, tls=session.tls)
+            metrics.sessions("out", 1)
+            destination.working += 1
+            try:
+                await self._use(destination, session)
+            finally:
+                destination.working -= 1
+                metrics.sessions("out", -1)
+                await self._end(destination.path, session)
+        finally:
+            destination.opening -= opening
+            destination.sessions -= 1
+            self._traffic.disconnect(holds)
+            if destination.line and not self._stopping and destination.blocked_until is None:
+                self.pump(destination)
+            self._back.forget(destination)
+
+    async def _end(self, path: Path, session: Session) -> None:
+        """Close, and wait until the host has seen it: it counts us until then."""
+        if self._stopping:
+            session.close()
+            return
+        path.leaving += 1
+        try:
+            await session.quit()
+        except Exception as error:  # whatever it says now, it is over
+            log.debug("session.quit_failed", host=session.host.name, error=str(error))
+        finally:
+            path.leaving -= 1
+
+    async def _use(self, destination: Destination, session: Session) -> None:
+        host, source = session.host, destination.source
+        where = Where(destination.route.site, host.name, host.address, source.name, session.tls)
+        jobs = 0
+        while (
+            session.alive
+            and session.sent < self._traffic.messages_per_connection(destination.path)
+            and not self._yields(destination, jobs)
+            and (job := await self._next(destination)) is not None
+        ):
+            jobs += 1
+            if self._silent_for() > FENCE:
+                self._traffic.not_sent(destination.path, len(job.recipients))
+                self._back.put_back([job], self._clock(), "this worker lost sight of the database")
+                continue
+            try:
+                await self._send(destination, session, job, where)
+            except Exception:
+                log.exception("attempt.crashed", message=format_message_id(job.message.id))
+                self._back.put_back([job], self._clock() + AFTER_CRASH, CRASHED)
+            destination.failures = 0
+
+    async def _send(self, destination: Destination, session: Session, job: Job, where: Where) -> None:
+        path, admitted = destination.path, len(job.recipients)
+        most = session.features.rcpt_max
+        if most is not None and len(job.recipients) > most:  # RFC 9422: the host takes fewer
+            destination.line.push_back(Job(job.message, job.recipients[most:]))
+            job = Job(job.message, job.recipients[:most])
+        results = await self._attempts.run(session, job, where)
+        self._traffic.not_sent(path, admitted - len(results or ()))  # expired, over what the host takes, or not asked
+        if results is None:
+            destination.line.push_back(job)
+        elif results:
+            self._traffic.note(path, results, session.sent)
+
+    def _yields(self, destination: Destination, jobs: int) -> bool:
+        """Is this connection wanted more urgently elsewhere, or one too many by now?"""
+        if self._traffic.surplus(destination.path):
+            return True
+        wish = self._traffic.wanted(destination.path)
+        if wish is Wish.NONE:
+            return False
+        lane = destination.line.lane
+        if lane is None or (wish is Wish.FIRST and lane >= FIRST_LANES):
+            return True
+        return destination.sessions > 1 or jobs >= TURN
+
+    async def _next(self, destination: Destination) -> Job | None:
+        """The next job; None when there was none for a while, or at the end."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._config.delivery.idle
+        while not self._stopping:
+            if destination.line and destination.pacer is None:
+                found = self._admitted(destination)
+                if isinstance(found, Job):
+                    self._hand_on(destination)
+                    return found
+                if found is None:
+                    continue
+                if found.seconds > PATIENCE and found.elsewhere:
+                    self._back.again(destination.route, destination.line.clear())
+                    continue
+                if found.seconds > PATIENCE:
+                    self.postpone(destination, found)
+                    continue
+                await self._pace(destination, found)
+                until = max(until, loop.time() + self._config.delivery.idle)
+                continue
+            if loop.time() >= until or self._traffic.wanted(destination.path) is not Wish.NONE:
+                break
+            looked = loop.time()
+            await self._idle(destination, min(until, looked + LOOK_UP))
+            idle = loop.time() - looked >= LOOK_UP and not destination.line
+            if idle and self._traffic.of_use_elsewhere(destination.path):
+                break
+        return None
+
+    def _hand_on(self, destination: Destination) -> None:
+        """There is another job: one idle session is enough to see whether it may leave, or to wait until it may."""
+        if not destination.line:
+            return
+        if not destination.idle:
+            self.pump(destination)
+        elif not destination.woken:
+            _wake(destination.idle.pop())
+            destination.woken += 1
+
+    async def _pace(self, destination: Destination, wait: Wait) -> None:
+        """Wait until the path may admit the next job; the other sessions leave that to this one."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        destination.pacer = waiter
+        destination.pacer_alone = wait.alone
+        timer = loop.call_later(wait.seconds, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            destination.pacer = None
+
+    async def _idle(self, destination: Destination, until: float) -> None:
+        """Wait for a job, until then at most."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        destination.idle.append(waiter)
+        timer = loop.call_at(until, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            if waiter in destination.idle:  # the timer, not a job
+                destination.idle.remove(waiter)
+            else:
+                destination.woken -= 1
+
+    def _admitted(self, destination: Destination) -> Job | Wait | None:
+        """The job whose turn it is and that may leave now, else what the soonest of them waits for; None: look again.
+
+        What binds only one job (its tenant, campaign, credential or domain) lets the next flow go ahead.
+        """
+        soonest: Wait | None = None
+        late: list[tuple[Job, Wait]] = []
+        for job in destination.line.heads():
+            wait = self._traffic.admit(destination.path, job)
+            if wait is None:
+                return destination.line.take(job)
+            if not wait.alone:
+                return wait
+            if wait.seconds > PATIENCE:
+                late.append((job, wait))
+            elif soonest is None or wait.seconds < soonest.seconds:
+                soonest = wait
+        for job, wait in late:
+            destination.line.take(job)
+            self.put_off([job], wait)
+        return soonest
+
+    # opening
+
+    async def _open(self, destination: Destination) -> Session:
+        """A session with the first host that takes us; else the last host's SessionError."""
+        route, source = destination.route, destination.source
+        unreachable = f"no host of {route.site} has an address that {source.name} reaches"
+        failure = SessionError(local_verdict(Kind.ROUTING, 451, "4.4.4", unreachable), route.hosts[0], "route")
+        hosts = [host for host in route.hosts if source.reaches(host.address)]
+        for host in hosts[: self._config.delivery.max_hosts]:
+            try:
+                session = await Session.open(
+                    host,
+                    ehlo=source.ehlo,
+                    tls=route.tls,
+                    auth=route.auth,
+                    source=source.address,
+                    timeouts=self._timeouts,
+                )
+            except SessionError as error:
+                log.info("session.failed", host=host.name, ip=host.address, stage=error.stage, reply=str(error.verdict))
+                if error.tls_outcome is not None:
+                    self._tls_outcome(error.tls_outcome, source.address or "")
+                failure = error
+                if not error.verdict.retry_other_host:
+                    break
+            except Exception:  # mail for this host must wait, instead of being taken up again at once, and for ever
+                log.exception("session.crashed", host=host.name, ip=host.address)
+                failure = SessionError(network_verdict("garbage", CRASHED), host, "connect")
+            else:
+                if session.tls_outcome is not None:
+                    self._tls_outcome(session.tls_outcome, source.address or "")
+                return session
+        raise failure
+
+    async def _unreachable(self, destination: Destination, error: SessionError) -> None:
+        """No host took us. With other sessions at work that means "no more connections"; else the site is away."""
+        reply = error.steps[-1].reply if error.steps else None
+        if reply is not None and reply.code != error.verdict.code:
+            reply = None  # of an earlier step: what failed then had no words
+        refusal = Result(error.verdict, error.stage, reply)
+        self._traffic.refused(destination.path, refusal, alone=not destination.working)
+        loop = asyncio.get_running_loop()
+        if destination.working or destination.opening:  # the last one that fails finds the site away
+            destination.open_after = loop.time() + OPEN_AGAIN
+            loop.call_later(OPEN_AGAIN, self.pump, destination)
+            return
+        if destination.blocked_until is not None:  # by a session that failed at the same time
+            self.leave(destination, destination.line.clear())  # given back by another one since
+            return
+        destination.failures += 1
+        job = next(iter(destination.line.heads()), None)
+        if job is not None:
+            destination.line.take(job)
+            host: Host = error.host
+            where = Where(destination.route.site, host.name, host.address, destination.source.name)
+            await self.refuse(job, error.verdict, where, error.stage)
+        seconds = min(BLOCK_FIRST * 2 ** (destination.failures - 1), BLOCK_MOST)
+        await self._block(destination, self._clock() + timedelta(seconds=seconds), error.verdict)
+
+    async def refuse(self, job: Job, verdict: Verdict, where: Where, stage: str) -> None:
+        """Settle a job that no transaction was needed for."""
+        try:
+            await self._attempts.refuse(job, verdict, where, stage)
+        except Exception:  # nobody else holds the job now
+            log.exception("refusal.crashed", message=format_message_id(job.message.id))
+            self._back.put_back([job], self._clock() + AFTER_CRASH, CRASHED)
+
+    # jobs back
+
+    async def _block(self, destination: Destination, until: datetime, verdict: Verdict) -> None:
+        destination.blocked_until = until
+        destination.reason = f"{destination.route.site} cannot be reached: {verdict}"
+        jobs = destination.line.clear()
+        log.info(
+            "site.blocked", site=destination.route.site, until=until.isoformat(), reply=str(verdict), jobs=len(jobs)
+        )
+        queues = {
+            queue_of(recipient): (until, destination.reason)
+            for job in jobs
+            if self._back.has_one_source(job.message.pool)
+            for recipient in job.recipients
+        }
+        self.leave(destination, jobs)
+        if queues:
+            with suppress(*LOST):
+                await self._back.block(queues)
+
+    def leave(self, destination: Destination, jobs: Sequence[Job]) -> None:
+        """Put back what has to wait because the destination is away; should it expire so, its sender is told why."""
+        until = self.blocked(destination)
+        if until is None:
+            for job in jobs:
+                self.add(destination, job)
+            return
+        for job in jobs:
+            for recipient in job.recipients:
+                recipient.last_reply = recipient.last_reply or destination.reason
+        self._back.put_back(jobs, until, destination.reason)
+
+    def blocked(self, destination: Destination) -> datetime | None:
+        """Until when it is left alone; never longer than `BLOCK_MOST` from now, however the clock was set meanwhile."""
+        until = destination.blocked_until
+        if until is None:
+            return None
+        now = self._clock()
+        if until <= now:
+            destination.blocked_until = None
+            return None
+        destination.blocked_until = min(until, now + timedelta(seconds=BLOCK_MOST))
+        return destination.blocked_until
+
+    def postpone(self, destination: Destination, wait: Wait) -> None:
+        """Put back all jobs, to be looked at again when the path is expected to have a place for the first."""
+        if jobs := destination.line.clear():
+            destination.stuck_until = asyncio.get_running_loop().time() + min(wait.seconds, BLOCK_FIRST)
+            self.put_off(jobs, wait)
+            log.debug("jobs.postponed", path=str(destination.path), jobs=len(jobs), seconds=wait.seconds, why=wait.why)
+
+    def put_off(self, jobs: Sequence[Job], wait: Wait) -> None:
+        """Let the queues of the jobs wait: that ends for all of their mail at once when the reason goes.
+
+        Where other mail of a queue may leave by other sources, only the jobs wait.
+        """
+        now = self._clock()
+        until = now + timedelta(seconds=wait.seconds)
+        queues: dict[Queue, tuple[datetime, str]] = {}
+        for job in jobs:
+            whole = wait.queue and self._back.has_one_source(job.message.pool)
+            self._back.put_back([job], now if whole else until, wait.why)
+            if whole and wait.seconds > 0:
+                queues |= {queue_of(recipient): (until, wait.why) for recipient in job.recipients}
+        if queues:
+            self._back.start(self._block_queues(queues), "postpone")
+
+    async def _block_queues(self, queues: dict[Queue, tuple[datetime, str]]) -> None:
+        with suppress(*LOST):
+            await self._back.block(queues)
+
+
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,170 @@
+"""What goes on beside the mail: looking at brakes and sources again, sharing limits with other nodes, drawing budgets.
+
+Every worker reads; what one of a node is enough for (checks of sources, grants, policies ahead of their end, reports)
+is done by the first one.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+
+import structlog
+
+from mailerd.delivery.dispatcher import Dispatcher
+from mailerd.delivery.effects import Effect, Effects
+from mailerd.delivery.grants import Grants
+from mailerd.delivery.mta_sts import StsPolicies
+from mailerd.delivery.source_watch import SourceStates, SourceWatch
+from mailerd.delivery.tls_reports import TlsReports
+from mailerd.delivery.warmup_budgets import WarmUps
+from mailerd.queue.commit import LOST
+from mailerd.queue.store import QueueStore
+
+log = structlog.get_logger()
+
+EVERY = 1.0  # seconds
+READ_AGAIN = 5.0  # seconds: what was notified while nobody listened
+STOP = 2.0  # seconds for what has to be written down at the end
+
+
+class Upkeep:
+    """The background work of one worker; `first` does what one of a node is enough for."""
+
+    def __init__(
+        self,
+        *,
+        effects: Effects,
+        states: SourceStates,
+        watch: SourceWatch,
+        grants: Grants,
+        warmups: WarmUps,
+        policies: StsPolicies,
+        reports: TlsReports,
+        dispatcher: Dispatcher,
+        store: QueueStore,
+        first: bool,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._effects = effects
+        self._states = states
+        self._watch = watch
+        self._grants = grants
+        self._warmups = warmups
+        self._policies = policies
+        self._reports = reports
+        self._dispatcher = dispatcher
+        self._store = store
+        self._first = first
+        self._now = monotonic
+        self._joined = monotonic()
+        self._nodes: list[str] = []
+        self._ended: list[Effect] = []  # early, which nobody was told yet
+        self._released = False  # a source may be used again, which nobody was told yet
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._braking: dict[tuple[str, str, str, str], asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Look once, and go on looking until `stop()`."""
+        work: list[tuple[Coroutine[object, object, None], str]] = [
+            (self._look_again(), "traffic"),
+            (self._warmups.run(), "warm-ups"),
+            (self._reports.run(), "TLS reports"),
+        ]
+        if self._first:
+            await self._guarded(self._watch.look_at_addresses)
+            work += [(self._watch.run(), "sources"), (self._policies.run(), "MTA-STS")]
+        await self._guarded(self._grants.begin)
+        await self._guarded(self._read)
+        self._tasks = [asyncio.create_task(coroutine, name=name) for coroutine, name in work]
+
+    def seen(self, nodes: list[str]) -> None:
+        """These nodes are alive, as of the last beat."""
+        self._nodes = nodes
+        self._grants.seen(nodes)
+
+    def changed(self) -> None:
+        """Somebody says that effects or sources are others now."""
+        self._changed.set()
+
+    def brake(self, effect: Effect) -> None:
+        """Let an effect hold; the same one is not asked for twice at the same time."""
+        key = (effect.rule, effect.source, effect.provider, effect.site)
+        if key not in self._braking:
+            task = asyncio.create_task(self._brake(effect), name="brake")
+            self._braking[key] = task
+            task.add_done_callback(lambda _: self._braking.pop(key, None))
+
+    async def stop(self) -> None:
+        """Write down what is only in memory, and end."""
+        tasks, self._tasks = [*self._tasks, *self._braking.values()], []
+        try:
+            async with asyncio.timeout(STOP):
+                await asyncio.gather(self._warmups.stop(), self._reports.stop(), return_exceptions=True)
+                await self._reports.flush()
+        except TimeoutError:
+            log.warning("upkeep.cut_off")
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._policies.close()
+
+    async def _brake(self, effect: Effect) -> None:
+        try:
+            added = await self._effects.add(effect)
+        except LOST as error:
+            log.warning("effect.lost", rule=effect.rule, error=str(error))
+            return
+        log.warning(
+            "effect.made",
+            id=added.id,
+            kind=added.kind,
+            source=added.source,
+            provider=added.provider,
+            site=added.site,
+            until=added.until.isoformat(),
+            reason=added.reason,
+            rule=added.rule,
+        )
+
+    async def _look_again(self) -> None:
+        read_at = self._now()
+        while True:
+            try:
+                async with asyncio.timeout(EVERY):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._grants.look()
+            if self._changed.is_set() or self._now() - read_at > READ_AGAIN:
+                self._changed.clear()
+                read_at = self._now()
+                await self._guarded(self._read)
+            if self._first:
+                await self._guarded(self._exchange)
+
+    async def _read(self) -> None:
+        self._ended += await self._effects.refresh()
+        failing = self._states.failing
+        if await self._states.refresh():
+            self._dispatcher.leave_sources(self._states.failing)
+            self._released |= any(name not in self._states.failing for name in failing)
+        if self._ended or self._released:
+            # What was held back for a reason that is gone may leave. Should the database go away here, next time.
+            if self._first:
+                if self._ended:
+                    await self._dispatcher.hasten([f"effect {effect.id}:" for effect in self._ended])
+                await self._store.unblock()
+            self._ended, self._released = [], False
+            self._dispatcher.look_again()
+
+    async def _exchange(self) -> None:
+        await self._grants.exchange(self._nodes, joined=self._joined)
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except LOST as error:
+            log.warning("upkeep.interrupted", error=str(error))
+        except Exception:
+            log.exception("upkeep.failed")

@@ -1,0 +1,74 @@
+"""What a message asks of us: its campaign, its priority, and how much TLS matters to it.
+
+The envelope says it, or the header of the message, in fields for us alone: `X-Mailerd-Campaign: spring` and
+`X-Mailerd-Priority: high`. `TLS-Required: No` (RFC 8689 section 3) is for everybody on the way and stays.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+from mailerd.errors import Refused
+from mailerd.intake.envelope import Envelope, Priority
+from mailerd.queue.mail import PRIORITIES
+from mailerd.wire import message as wire
+
+CAMPAIGN = b"x-mailerd-campaign"
+PRIORITY = b"x-mailerd-priority"
+TLS_REQUIRED = b"tls-required"
+FOR_US = (CAMPAIGN, PRIORITY)  # nobody else's business: taken out
+TLS_NOT_REQUIRED = b"TLS-Required: No\r\n"
+
+MAX_CAMPAIGN = 100  # characters
+SEPARATORS = frozenset("/:!")  # queues and flows are named with them
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """`require_tls`: True REQUIRETLS, False "TLS-Required: No", None neither; `said`: the header says the latter."""
+
+    campaign: str = ""
+    priority: Priority = "normal"
+    require_tls: bool | None = None
+    said: bool = False
+
+
+NOTHING = Wishes()
+
+
+def read_wishes(envelope: Envelope, header: bytes) -> Wishes:
+    """What the envelope asks for, and where it is silent the header. Raises Refused for what cannot be meant."""
+    probe = header.lower()
+    ours, theirs = b"x-mailerd-" in probe, TLS_REQUIRED in probe
+    campaign, priority = envelope.campaign, envelope.priority
+    if not ours and not theirs and campaign is None and priority is None and envelope.require_tls is None:
+        return NOTHING  # nearly all mail
+    if campaign is None:
+        campaign = (_single(header, CAMPAIGN) if ours else None) or ""
+    if priority is None:
+        priority = _priority((_single(header, PRIORITY) if ours else None) or "normal")
+    # More than one, or another value, is no request (RFC 8689 section 3); REQUIRETLS overrules it (section 4.1).
+    said = theirs and [value.lower() for value in wire.header_values(header, TLS_REQUIRED)] == [b"no"]
+    require_tls = False if said and envelope.require_tls is None else envelope.require_tls
+    return Wishes(_campaign(campaign), priority, require_tls, said)
+
+
+def _single(header: bytes, name: bytes) -> str | None:
+    values = wire.header_values(header, name)
+    if len(values) > 1:
+        raise Refused(
+            554, "5.6.0", f"more than one {name.decode().title()} field", name="malformed_header", field="raw"
+        )
+    return values[0].decode("utf-8", "surrogateescape") if values else None
+
+
+def _campaign(text: str) -> str:
+    if len(text) > MAX_CAMPAIGN or not text.isprintable() or not SEPARATORS.isdisjoint(text):
+        advice = f"a campaign is named with up to {MAX_CAMPAIGN} printable characters, none of them a slash, : or !"
+        raise Refused(550, "5.5.4", advice, name="invalid_campaign", field="campaign")
+    return text
+
+
+def _priority(text: str) -> Priority:
+    if (priority := text.lower()) in PRIORITIES:
+        return cast(Priority, priority)
+    raise Refused(550, "5.5.4", f"a priority is {', '.join(PRIORITIES)}", name="invalid_priority", field="priority")

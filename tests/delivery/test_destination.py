@@ -1,0 +1,74 @@
+"""Sessions of a destination: whatever hosts do, every connection is given back and no job is forgotten."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from mailerd.config.shaping import parse_shaping
+from mailerd.queue.control import Selection
+from tests.support.dns_server import DnsServer
+from tests.support.relay import RunningRelay, relay_config, running_relay
+from tests.support.scripted_mx import CLOSE, RESET, Pause, ScriptedMx, Step
+
+RULES = parse_shaping({"shaping.yaml": "default: {per_path: {connections: 2, message_rate: 50/s}}"})
+
+
+def held(relay: RunningRelay) -> int:
+    return sum(record.held for record in relay.relay.ledger.records())
+
+
+@pytest.mark.parametrize(
+    ("moment", "step"),
+    [
+        ("CONNECT", "421 4.3.2 busy"),
+        ("CONNECT", RESET),
+        ("EHLO", CLOSE),
+        ("MAIL", "421 4.7.0 later"),
+        ("RCPT", RESET),
+        ("DATA", "554 5.5.1 no"),
+        ("CONTENT", CLOSE),
+        ("DOT", RESET),
+        ("DOT", "not an SMTP reply"),
+        ("QUIT", RESET),
+        ("RCPT", "250 ok"),
+    ],
+)
+async def test_no_connection_stays_counted_and_no_job_in_hand(
+    database: str, tmp_path: Path, moment: str, step: Step
+) -> None:
+    async with DnsServer() as dns, ScriptedMx("127.0.0.2", name="mx.example.net") as mx:
+        dns.add("mx.example.net", "A", "127.0.0.2")
+        dns.add("example.net", "MX", "10 mx.example.net.")
+        mx.on(moment, step)
+        config = relay_config(tmp_path, dns, mx.port)
+        async with running_relay(config, database, rules=RULES) as relay:
+            for number in range(12):
+                await relay.submit(f"u{number}@example.net")
+            await relay.settled()
+            async with asyncio.timeout(5):
+                while held(relay) or mx.open:
+                    await asyncio.sleep(0.02)
+            assert relay.relay.dispatcher.recipients_in_hand == 0
+            assert mx.most_open <= 2
+        left = {delivery.recipient for delivery in mx.delivered}
+        if (moment, step) in (("RCPT", "250 ok"), ("QUIT", RESET)):
+            assert len(left) == len(mx.delivered) == 12
+
+
+async def test_mail_recalled_while_its_connections_wait_leaves_nothing_behind(database: str, tmp_path: Path) -> None:
+    async with DnsServer() as dns, ScriptedMx("127.0.0.2", name="mx.example.net") as mx:
+        dns.add("mx.example.net", "A", "127.0.0.2")
+        dns.add("example.net", "MX", "10 mx.example.net.")
+        mx.on("DOT", [Pause(0.2), "250 ok"])
+        async with running_relay(relay_config(tmp_path, dns, mx.port), database, rules=RULES) as relay:
+            for number in range(20):
+                await relay.submit(f"u{number}@example.net")
+            await asyncio.sleep(0.1)
+            relay.relay.dispatcher.recall(Selection(domain="example.net"))
+            await relay.settled()
+            async with asyncio.timeout(5):
+                while held(relay):
+                    await asyncio.sleep(0.02)
+            assert len(mx.delivered) == 20  # recalled mail is due again
+            assert len({delivery.recipient for delivery in mx.delivered}) == 20
