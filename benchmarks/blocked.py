@@ -387,11 +387,10 @@ def _release(system: System, work: Path) -> dict[str, object]:
     try:
         sink.begin("b0x")
         begun = time.monotonic()
-        system.ask(LIFT)
-        system.ask(TELL)
-        system.unblock()
-        system.command("queue", "retry", "--domain", f"d1.{PROVIDER}")  # also makes workers forget what failed
+        lifting = threading.Thread(target=_lift, args=(system,), name="lift", daemon=True)
+        lifting.start()
         first = sink.wait(1, 120.0)["last"]
+        lifting.join()
         start = sink.report()["unique"]
         time.sleep(DRAIN)
         moved = sink.report()
@@ -402,6 +401,13 @@ def _release(system: System, work: Path) -> dict[str, object]:
         "released_rate": round((moved["unique"] - start) / DRAIN),
         "released_duplicates": moved["duplicates"],
     }
+
+
+def _lift(system: System) -> None:
+    system.ask(LIFT)
+    system.ask(TELL)
+    system.command("queue", "retry", "--domain", f"d1.{PROVIDER}")  # also makes workers forget what failed
+    system.unblock()
 
 
 def _report(

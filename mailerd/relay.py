@@ -238,6 +238,7 @@ class Relay:
         await self.dispatcher.expire()
         self.dispatcher.forget_unblocked()
         await self.store.mend_queues(now)
+        await self.upkeep.sweep()
         if (begun := time.monotonic()) < self._forget_after:
             return
         bodies_before = int((now - timedelta(seconds=retention.bodies)).timestamp() * 1000)

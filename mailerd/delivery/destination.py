@@ -47,7 +47,7 @@ AFTER_CRASH = timedelta(minutes=5)
 OTHERS_WAIT = "others have waited longer for a connection"
 CRASHED = "internal error; see the log"
 
-Key = tuple[str, TlsPolicy, bool, str]
+Key = tuple[str, TlsPolicy, bool, str, str]
 
 
 @dataclass(eq=False, slots=True)
@@ -77,11 +77,11 @@ class Destination:
 
     @property
     def key(self) -> Key:
-        return key_of(self.route, self.source)
+        return key_of(self.route, self.source, self.path.provider)
 
 
-def key_of(route: Route, source: Source) -> Key:
-    return (route.site, route.tls, route.auth is not None, source.name)
+def key_of(route: Route, source: Source, provider: str) -> Key:
+    return (route.site, route.tls, route.auth is not None, source.name, provider)
 
 
 class Back(Protocol):

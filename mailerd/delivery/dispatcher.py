@@ -130,7 +130,8 @@ class Dispatcher:
         if not isinstance(route, Route):
             return False
         source = self._sources.choose(message.pool, message.id, route.hosts)[0]
-        destination = self._destinations.get(key_of(route, source))
+        provider = self._provider(message.recipients[0].domain, route)
+        destination = self._destinations.get(key_of(route, source, provider))
         if destination is None:
             return False
         if len(destination.line) >= KEPT or destination.stuck_until > asyncio.get_running_loop().time():
@@ -235,7 +236,7 @@ class Dispatcher:
     def _choose(self, route: Route, job: Job) -> Destination | Wait:
         """The destination by the first source that may send, or what the job waits for."""
         pool = job.message.pool
-        provider = self._traffic.provider_of(job.recipients[0].domain, [host.name for host in route.hosts])
+        provider = self._provider(job.recipients[0].domain, route)
         sources = self._sources.choose(
             pool,
             job.message.id,
@@ -256,8 +257,11 @@ class Dispatcher:
         assert first is not None
         return first
 
+    def _provider(self, domain: str, route: Route) -> str:
+        return self._traffic.provider_of(domain, [host.name for host in route.hosts])
+
     def _destination(self, route: Route, source: Source, path: Path) -> Destination:
-        key = key_of(route, source)
+        key = key_of(route, source, path.provider)
         destination = self._destinations.get(key)
         if destination is None:
             destination = self._destinations[key] = Destination(route, source, path)
@@ -433,12 +437,12 @@ class Dispatcher:
             return UNKNOWN_ROOM
         if isinstance(route, NoRoute):
             return LEAST_ROOM
-        provider = self._traffic.provider_of(queue.domain, [host.name for host in route.hosts])
+        provider = self._provider(queue.domain, route)
         rooms: list[int] = []
         waits: list[Wait] = []
         for source in self._sources.of(queue.pool):
             path = self._traffic.path(source.name, route.site, provider)
-            key = key_of(route, source)
+            key = key_of(route, source, provider)
             found = self._room_of(self._destinations.get(key), path, promised.get(key, 0))
             if isinstance(found, Wait):
                 waits.append(found)
@@ -508,6 +512,12 @@ class Dispatcher:
             if self._sessions.blocked(destination) is None:
                 self._sessions.pump(destination)
                 self.forget(destination)
+
+    def idle_pools(self) -> tuple[list[str], dict[str, str]]:
+        """The pools that there are, and those of them that cannot send from here, with the reason."""
+        known = list(self._config.pools)
+        serving = set(self._sources.pools())
+        return known, {pool: self._sources.why_not(pool) for pool in known if pool not in serving}
 
     # steering
 

@@ -181,7 +181,7 @@ class Traffic:
         self._brake = brake
         self._now = monotonic
         self._generation = 0
-        self._paths: dict[tuple[str, str], Path] = {}
+        self._paths: dict[tuple[str, str, str], Path] = {}
         self._booked: dict[str, float] = {}  # by meter: when the queue that was put off last is looked at again
 
     def reconfigure(self, config: Config, book: RuleBook) -> None:
@@ -215,8 +215,8 @@ class Traffic:
 
     def path(self, source: str, site: str, provider: str) -> Path:
         """The path, with what was learnt of it."""
-        path = self._paths.get((source, site))
-        if path is None or path.provider != provider:
+        path = self._paths.get((source, site, provider))
+        if path is None:
             if len(self._paths) >= MAX_PATHS:
                 del self._paths[next(iter(self._paths))]  # if it is in use, its destinations keep it
             name = f"{source}>{site}"
@@ -228,7 +228,7 @@ class Traffic:
                 self._ledger.meter(name),
                 since=self._now(),
             )
-            self._paths[source, site] = path
+            self._paths[source, site, provider] = path
         return path
 
     def forgive(self) -> None:
@@ -243,7 +243,7 @@ class Traffic:
         """No destination uses it any more."""
         self._flush(path)
         if not path.most_messages and not path.most_recipients:
-            self._paths.pop((path.source, path.site), None)
+            self._paths.pop((path.source, path.site, path.provider), None)
 
     # connections
 
@@ -444,6 +444,8 @@ class Traffic:
                 self._warmups.note(path.source, path.book, "deferred", 1)
             elif verdict.outcome is Outcome.BOUNCED:
                 self._warmups.note(path.source, path.book, "bounced", 1)
+            else:
+                self._warmups.spent(path.source, path.book, 1)
         if Asked.FEWER_CONNECTIONS in asked:
             self._change(path, control.after_connection_failure)
         elif Asked.LESS in asked:
@@ -610,7 +612,7 @@ class Traffic:
             cause = Cause(f"effect {effect.id}: {effect}", effect.rule)
             if effect.kind == "connections":
                 allowed.append((max(1, int(effect.value)), cause))
-            elif effect.kind == "slow":
+            elif effect.kind == "slow" and effect.value > 0:
                 slowest.append((1 / effect.value, cause))
         if limits.per_path.connections is not None:
             allowed.append((limits.per_path.connections, self._cause(path, "per_path", "connections")))

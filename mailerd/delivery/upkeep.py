@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 EVERY = 1.0  # seconds
 READ_AGAIN = 5.0  # seconds: what was notified while nobody listened
+REPORTS = "TLS reports"  # name of a task
 STOP = 2.0  # seconds for what has to be written down at the end
 
 
@@ -69,7 +70,7 @@ class Upkeep:
         work: list[tuple[Coroutine[object, object, None], str]] = [
             (self._look_again(), "traffic"),
             (self._warmups.run(), "warm-ups"),
-            (self._reports.run(), "TLS reports"),
+            (self._reports.run(), REPORTS),
         ]
         if self._first:
             await self._guarded(self._watch.look_at_addresses)
@@ -97,16 +98,20 @@ class Upkeep:
 
     async def stop(self) -> None:
         """Write down what is only in memory, and end."""
-        tasks, self._tasks = [*self._tasks, *self._braking.values()], []
+        # The reports end by themselves; the books of the warm-ups are closed when nobody draws any more.
+        reports = [task for task in self._tasks if task.get_name() == REPORTS]
+        await _cancelled([task for task in [*self._tasks, *self._braking.values()] if task not in reports])
         try:
             async with asyncio.timeout(STOP):
-                await asyncio.gather(self._warmups.stop(), self._reports.stop(), return_exceptions=True)
-                await self._reports.flush()
+                await self._warmups.stop()
+                await self._reports.stop()
+                await asyncio.gather(*reports, return_exceptions=True)
         except TimeoutError:
             log.warning("upkeep.cut_off")
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        except LOST as error:
+            log.warning("upkeep.interrupted", error=str(error))
+        await _cancelled(reports)
+        self._tasks = []
         await self._policies.close()
 
     async def _brake(self, effect: Effect) -> None:
@@ -143,6 +148,11 @@ class Upkeep:
             if self._first:
                 await self._guarded(self._exchange)
 
+    async def sweep(self) -> None:
+        """Give mail of pools that nothing can be sent for a reason; to be called every now and then."""
+        if self._first:
+            await self._store.give_reasons(self._dispatcher.idle_pools())
+
     async def _read(self) -> None:
         self._ended += await self._effects.refresh()
         failing = self._states.failing
@@ -168,3 +178,9 @@ class Upkeep:
             log.warning("upkeep.interrupted", error=str(error))
         except Exception:
             log.exception("upkeep.failed")
+
+
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -278,6 +278,11 @@ class WarmUps:
         if outcome != "complained" and (purse := self._known_purse(source, provider)):
             purse.out = max(0, purse.out - n)
 
+    def spent(self, source: str, provider: str, n: int) -> None:
+        """`n` recipients were tried and deferred for reasons of their own: used up, and no sign of anything."""
+        if purse := self._known_purse(source, provider):
+            purse.out = max(0, purse.out - n)
+
     async def look(self, provider: str) -> None:
         """Read how far all workers are at a provider, for who only looks: what `left` and `take` say is of now then."""
         now = self._clock()

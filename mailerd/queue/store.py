@@ -216,6 +216,18 @@ HASTEN = f"""
     )
     {queue_up("hastened")}
 """
+# Not where others hold the row: who claims from it takes the reason away, and is right.
+GIVE_REASONS = """
+    WITH waiting AS (
+        SELECT q.name, COALESCE(idle.reason, 'there is no pool ' || q.pool || ' any more') AS reason
+          FROM queues AS q LEFT JOIN unnest($2::text[], $3::text[]) AS idle (pool, reason) ON idle.pool = q.pool
+         WHERE (idle.pool IS NOT NULL OR q.pool <> ALL ($1::text[])) AND q.next_due < 'infinity'
+           AND q.blocked_until IS NULL
+           FOR UPDATE OF q SKIP LOCKED
+    )
+    UPDATE queues SET reason = waiting.reason FROM waiting
+     WHERE queues.name = waiting.name AND queues.reason <> waiting.reason
+"""
 # A queue is known by its row; should one ever be missing, its mail would wait for ever. This finds such mail by
 # jumping from queue name to queue name in the index of due recipients: up to `$3` of them from the one behind `$2` on.
 # It answers with the last name, when there may be more.
@@ -402,6 +414,11 @@ class QueueStore:
         untils = [queues[queue][0] for queue in names]
         reasons = [queues[queue][1] for queue in names]
         await self._pool.execute(PUT_OFF_QUEUES, *_columns(names), untils, reasons, now)
+
+    async def give_reasons(self, pools: tuple[list[str], dict[str, str]]) -> None:
+        """Say of queues that nobody here claims why: their pool cannot send, or is not among those known any more."""
+        known, idle = pools
+        await self._pool.execute(GIVE_REASONS, known, list(idle), list(idle.values()))
 
     async def depth(self) -> dict[tuple[str, str], int]:
         """How many recipients wait, by stream and state; reads the whole table."""

@@ -31,7 +31,8 @@ EVENTS = """
 """
 # What a recipient `r` in the queue `q` waits for, and until when: its own due time, or the longer block of its queue.
 WAITS_FOR = """
-    CASE WHEN r.owner IS NULL AND NOT r.held AND q.blocked_until > r.due_at THEN q.reason ELSE r.reason END
+    CASE WHEN r.owner IS NULL AND NOT r.held AND (q.blocked_until > r.due_at OR r.reason = '')
+         THEN COALESCE(q.reason, '') ELSE r.reason END
 """
 WAITS_UNTIL = "GREATEST(r.due_at, CASE WHEN r.owner IS NULL AND NOT r.held THEN q.blocked_until END)"
 WAITING = f"""

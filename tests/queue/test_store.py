@@ -191,3 +191,15 @@ async def test_recipients_without_a_message_stop_nobody(store: QueueStore, pool:
 
     assert [message.id for message in await claim(store, worker)] == [whole.id]
     assert await pool.fetchval("SELECT count(*) FROM recipients") == 1
+
+
+async def test_mail_of_a_pool_that_nobody_serves_says_so(store: QueueStore, pool: Pool, worker: int) -> None:
+    await accept(store, mail(pool="gone"), mail(pool="idle"), mail())
+    await store.give_reasons((["default", "idle"], {"idle": "no source of pool idle may be used here: a: not bound"}))
+
+    reasons = {row["pool"]: row["reason"] for row in await pool.fetch("SELECT pool, reason FROM queues")}
+    assert reasons == {
+        "gone": "there is no pool gone any more",
+        "idle": "no source of pool idle may be used here: a: not bound",
+        "default": "",
+    }
