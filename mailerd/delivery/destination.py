@@ -21,11 +21,12 @@ from mailerd.delivery.attempt import Attempts, Job, Where
 from mailerd.delivery.ledger import Hold
 from mailerd.delivery.line import Line
 from mailerd.delivery.memory import FIRST_LANES
+from mailerd.delivery.paths import Path, Wait, Wish
 from mailerd.delivery.routing import Host, Route
 from mailerd.delivery.session import Session, SessionError
 from mailerd.delivery.sources import Source
 from mailerd.delivery.tls_policy import TlsOutcome, TlsPolicy
-from mailerd.delivery.traffic import Path, Traffic, Wait, Wish
+from mailerd.delivery.traffic import Traffic
 from mailerd.delivery.transaction import Result, Timeouts
 from mailerd.delivery.verdict import Kind, Verdict, local_verdict, network_verdict
 from mailerd.queue.commit import LOST
@@ -299,7 +300,7 @@ class Sessions:
         if results is None:
             destination.line.push_back(job)
         elif results:
-            self._traffic.note(path, results, session.sent)
+            self._traffic.lessons.note(path, results, session.sent)
 
     def _yields(self, destination: Destination, jobs: int) -> bool:
         """Is this connection wanted more urgently elsewhere, or one too many by now?"""
@@ -443,7 +444,7 @@ class Sessions:
         if reply is not None and reply.code != error.verdict.code:
             reply = None  # of an earlier step: what failed then had no words
         refusal = Result(error.verdict, error.stage, reply)
-        self._traffic.refused(destination.path, refusal, alone=not destination.working)
+        self._traffic.lessons.refused(destination.path, refusal, alone=not destination.working)
         loop = asyncio.get_running_loop()
         if destination.working or destination.opening:  # the last one that fails finds the site away
             destination.open_after = loop.time() + OPEN_AGAIN

@@ -17,11 +17,12 @@ from mailerd.config import Config
 from mailerd.delivery.attempt import Attempts, Job, Where
 from mailerd.delivery.destination import AFTER_CRASH, CRASHED, PATIENCE, Destination, Key, Sessions, key_of
 from mailerd.delivery.memory import FIRST_LANES, Memory
+from mailerd.delivery.paths import Path, Wait
 from mailerd.delivery.routing import NoRoute, Route, Router
 from mailerd.delivery.settler import Settler
 from mailerd.delivery.sources import Source, Sources
 from mailerd.delivery.tls_policy import TlsOutcome
-from mailerd.delivery.traffic import Path, Traffic, Wait
+from mailerd.delivery.traffic import Traffic
 from mailerd.queue.commit import LOST
 from mailerd.queue.control import Selection
 from mailerd.queue.ids import format_message_id

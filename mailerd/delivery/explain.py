@@ -36,11 +36,12 @@ from mailerd.delivery.explained import (
 )
 from mailerd.delivery.grants import Grants, GrantStore
 from mailerd.delivery.ledger import Ledger, Record
+from mailerd.delivery.paths import Constraint, Path, Wait
 from mailerd.delivery.routing import Host, NoRoute, Route, Router
 from mailerd.delivery.shaping import RuleBook
 from mailerd.delivery.source_watch import SourceStates, SourceStore
 from mailerd.delivery.sources import Source, Sources
-from mailerd.delivery.traffic import Constraint, Path, Traffic, Wait
+from mailerd.delivery.traffic import Traffic
 from mailerd.delivery.verdict import Outcome
 from mailerd.delivery.warmup_budgets import WarmUps, WarmUpStore
 from mailerd.queue.control import Selection
@@ -51,7 +52,7 @@ from mailerd.queue.waiting import WaitingStore, WaitingView
 
 MOST_RECIPIENTS = 1_000  # of a message that are shown
 MOST_DOMAINS = 20  # of a message that are explained: each may have to ask DNS
-MOST_QUEUES = 100
+MOST_QUEUES = 20
 LATELY = 60.0  # seconds since the last message in which the rate of a path says something
 BY_DOMAIN = "providers that are told by the recipient's domain: ask for an address instead of a path"
 NOT_HERE = "what this node has open and has sent lately is unknown: {reason}"

@@ -26,11 +26,14 @@ JOIN = FENCE + 2 * BEAT_EVERY  # seconds
 WANTED = 10.0  # seconds for which a use counts as a wish
 OBEYED = 3.0  # seconds after which all workers, who look every second, follow a lower grant
 
+MAX_METERS = 5_000  # of limits that one worker watches
+
 OTHERS = "other nodes"  # names in the ledger
 GRANT = "grant "
 
 # One statement: what the others hold is read and our own row written under one lock.
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('mailerd grants', 0))"
+LIVING = "SELECT DISTINCT node FROM workers"
 ROWS = "SELECT meter, node, wanted, granted FROM grants"
 ROWS_OF = "SELECT meter, granted FROM grants WHERE node = $1"
 SET = """
@@ -66,12 +69,14 @@ class GrantStore:
         """Write what `decide` makes of all rows of the living nodes; the rows of the dead are dropped."""
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute(LOCK)
+            # Also who came since the caller looked: nobody's rows may be dropped who is alive.
+            living = {*nodes, *(row["node"] for row in await connection.fetch(LIVING))}
             table: dict[str, dict[str, _Row]] = {}
             for row in await connection.fetch(ROWS):
-                if row["node"] in nodes:
+                if row["node"] in living:
                     table.setdefault(row["meter"], {})[row["node"]] = _Row(row["wanted"], row["granted"])
             mine = decide(table)
-            await connection.execute(FORGET, list(nodes), node, list(mine))
+            await connection.execute(FORGET, list(living), node, list(mine))
             await connection.execute(
                 SET, node, list(mine), [row.wanted for row in mine.values()], [row.granted for row in mine.values()]
             )
@@ -111,6 +116,8 @@ class Grants:
     def _granted(self, name: str, limit: int) -> float:
         if self.alone():
             return 1.0
+        if len(self._meters) >= MAX_METERS:
+            self._meters.clear()  # those in use come back
         self._meters[name] = limit
         meter = self._ledger.meter(f"{GRANT}{name}")
         return self._ledger.update(meter, lambda state: (state[0], self._now(), float(limit), *state[3:]))[0]

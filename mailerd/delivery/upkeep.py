@@ -23,6 +23,7 @@ from mailerd.queue.store import QueueStore
 log = structlog.get_logger()
 
 EVERY = 1.0  # seconds
+EXCHANGE_EVERY = 2.0
 READ_AGAIN = 5.0  # seconds: what was notified while nobody listened
 REPORTS = "TLS reports"  # name of a task
 STOP = 2.0  # seconds for what has to be written down at the end
@@ -58,6 +59,8 @@ class Upkeep:
         self._first = first
         self._now = monotonic
         self._joined = monotonic()
+        self._exchanged = monotonic()
+        self._known_pools: list[str] = []
         self._nodes: list[str] = []
         self._ended: list[Effect] = []  # early, which nobody was told yet
         self._released = False  # a source may be used again, which nobody was told yet
@@ -145,13 +148,16 @@ class Upkeep:
                 self._changed.clear()
                 read_at = self._now()
                 await self._guarded(self._read)
-            if self._first:
+            if self._first and self._now() - self._exchanged >= EXCHANGE_EVERY:
+                self._exchanged = self._now()
                 await self._guarded(self._exchange)
 
     async def sweep(self) -> None:
         """Give mail of pools that nothing can be sent for a reason; to be called every now and then."""
-        if self._first:
-            await self._store.give_reasons(self._dispatcher.idle_pools())
+        known, idle = self._dispatcher.idle_pools()
+        if self._first and (idle or known != self._known_pools):  # it reads all queues
+            await self._store.give_reasons((known, idle))
+            self._known_pools = known
 
     async def _read(self) -> None:
         self._ended += await self._effects.refresh()
@@ -161,12 +167,13 @@ class Upkeep:
             self._released |= any(name not in self._states.failing for name in failing)
         if self._ended or self._released:
             # What was held back for a reason that is gone may leave. Should the database go away here, next time.
+            self._dispatcher.look_again()
             if self._first:
                 if self._ended:
                     await self._dispatcher.hasten([f"effect {effect.id}:" for effect in self._ended])
                 await self._store.unblock()
             self._ended, self._released = [], False
-            self._dispatcher.look_again()
+            self._dispatcher.wake()
 
     async def _exchange(self) -> None:
         await self._grants.exchange(self._nodes, joined=self._joined)

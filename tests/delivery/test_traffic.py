@@ -17,8 +17,9 @@ from mailerd.delivery.destination import PATIENCE
 from mailerd.delivery.effects import Effect, Effects, EffectStore
 from mailerd.delivery.grants import Grants, GrantStore
 from mailerd.delivery.ledger import Ledger
+from mailerd.delivery.paths import Wait
 from mailerd.delivery.shaping import RuleBook
-from mailerd.delivery.traffic import MOST_POSTPONED, Traffic, Wait
+from mailerd.delivery.traffic import MOST_POSTPONED, Traffic
 from mailerd.delivery.warmup_budgets import WarmUps, WarmUpStore
 from mailerd.queue.mail import Message, Queue, Recipient
 
