@@ -89,6 +89,7 @@ class Relay:
         self._node = node
         self._rules = rules or builtin_rules()
         book = RuleBook(self._rules, config.delivery)
+        self._first = slot == 0
         self.ledger = Ledger(ledger_path(config.data_dir), slot, workers)
         self.journal = journal.Journal(journal_path(config.data_dir, worker))
         self.store = QueueStore(pool, keep_bodies=config.retention.bodies > 0)
@@ -162,13 +163,14 @@ class Relay:
             reports=self._reports,
             dispatcher=self.dispatcher,
             store=self.store,
-            first=slot == 0,
+            first=self._first,
         )
         self._commit = GroupCommit(
             self.store,
             worker=worker,
             keep=self.dispatcher.keep,
             kept=self.dispatcher.offer,
+            left=self.dispatcher.left,
             dropped=self.dispatcher.drop,
             clock=clock,
         )
@@ -232,11 +234,16 @@ class Relay:
         self.dispatcher.release(recipients)
 
     async def sweep(self) -> None:
-        """Expire what is over, mend and forget what accumulates; to be called every now and then."""
+        """Expire what is over, mend and forget what accumulates; to be called every now and then.
+
+        What reads whole tables is done by the first worker of the node.
+        """
         now = self._clock()
         retention = self._config.retention
         await self.dispatcher.expire()
         self.dispatcher.forget_unblocked()
+        if not self._first:
+            return
         await self.store.mend_queues(now)
         await self.upkeep.sweep()
         if (begun := time.monotonic()) < self._forget_after:

@@ -67,6 +67,7 @@ class Destination:
     working: int = 0
     woken: int = 0  # idle sessions that were told of a job and have not run yet
     starving: float | None = None  # since when it has jobs and gets no connection
+    given: float = 0.0  # when a connection was given up for others
     signs: Sequence[Hold] = ()  # by which others see that it starves
     again: asyncio.TimerHandle | None = None  # the next try to get a connection
     told_at: float = 0.0  # when we said last that more connections would be of use
@@ -307,12 +308,19 @@ class Sessions:
         if self._traffic.surplus(destination.path):
             return True
         wish = self._traffic.wanted(destination.path)
-        if wish is Wish.NONE:
+        if wish is Wish.NONE or not jobs:  # whoever got a connection sends something by it
             return False
         lane = destination.line.lane
-        if lane is None or (wish is Wish.FIRST and lane >= FIRST_LANES):
-            return True
-        return destination.sessions > 1 or jobs >= TURN
+        urgent = lane is None or (wish is Wish.FIRST and lane >= FIRST_LANES)
+        return (urgent or destination.sessions > 1 or jobs >= TURN) and self._gives(destination)
+
+    def _gives(self, destination: Destination) -> bool:
+        """All sessions see that one connection is wanted: one of them gives its own, then those who want it ask."""
+        now = asyncio.get_running_loop().time()
+        if now < destination.given + ASK_AGAIN:
+            return False
+        destination.given = now
+        return True
 
     async def _next(self, destination: Destination) -> Job | None:
         """The next job; None when there was none for a while, or at the end."""
@@ -335,7 +343,9 @@ class Sessions:
                 await self._pace(destination, found)
                 until = max(until, loop.time() + self._config.delivery.idle)
                 continue
-            if loop.time() >= until or self._traffic.wanted(destination.path) is not Wish.NONE:
+            if loop.time() >= until:
+                break
+            if self._traffic.wanted(destination.path) is not Wish.NONE and self._gives(destination):
                 break
             looked = loop.time()
             await self._idle(destination, min(until, looked + LOOK_UP))

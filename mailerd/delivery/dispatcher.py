@@ -135,9 +135,18 @@ class Dispatcher:
         destination = self._destinations.get(key_of(route, source, provider))
         if destination is None:
             return False
-        if len(destination.line) >= KEPT or destination.stuck_until > asyncio.get_running_loop().time():
+        if destination.stuck_until > asyncio.get_running_loop().time():
             return True
-        return not destination.sessions and self._traffic.free(destination.path) == 0 and message.lane >= FIRST_LANES
+        if message.lane < FIRST_LANES:
+            return False
+        if len(destination.line) >= KEPT:
+            return True
+        return not destination.sessions and self._traffic.free(destination.path) == 0
+
+    def left(self, messages: Sequence[Message]) -> None:
+        """These were stored and not kept: what goes first is claimed at once, other mail when there is room."""
+        if self._memory.half_empty or any(message.lane < FIRST_LANES for message in messages):
+            self._wake.set()
 
     @property
     def recipients_in_hand(self) -> int:

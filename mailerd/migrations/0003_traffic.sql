@@ -22,6 +22,7 @@ CREATE TABLE queues (
     ready_at      timestamptz GENERATED ALWAYS AS (GREATEST(next_due, COALESCE(blocked_until, next_due))) STORED
 );
 CREATE INDEX queues_turns ON queues (lane, flow, ready_at);
+CREATE INDEX queues_empty ON queues (name) WHERE next_due = 'infinity';  -- to forget them without reading the others
 ALTER TABLE queues SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 500);
 INSERT INTO queues (name, lane, flow, pool, next_due)
 SELECT r.queue, min(m.lane), replace(min(m.tenant), '/', '_'), min(m.pool), min(r.due_at)

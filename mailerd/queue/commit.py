@@ -53,9 +53,10 @@ class GroupCommit:
     """Stores messages in groups.
 
     `keep(message)` is asked at commit time whether the worker takes the message into memory, `kept(messages)` gets
-    those that are durable. When a group cannot be stored, its submitters are tried one by one, so that nobody is
-    refused for another's mail. A message that was refused to its submitter after a lost connection is withdrawn, also
-    when the server commits it late, so "451" means that it is not delivered, unless this process dies first.
+    those that are durable, `left(messages)` those that are durable and in nobody's memory. When a group cannot be
+    stored, its submitters are tried one by one, so that nobody is refused for another's mail. A message that was
+    refused to its submitter after a lost connection is withdrawn, also when the server commits it late, so "451" means
+    that it is not delivered, unless this process dies first.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class GroupCommit:
         worker: int,
         keep: Callable[[Message], bool],
         kept: Callable[[list[Message]], None],
+        left: Callable[[list[Message]], None],
         dropped: Callable[[Message], None],
         clock: Callable[[], datetime],
     ) -> None:
@@ -72,6 +74,7 @@ class GroupCommit:
         self._worker = worker
         self._keep = keep
         self._kept = kept
+        self._left = left
         self._dropped = dropped
         self._clock = clock
         self._waiting: list[_Waiting] = []
@@ -123,7 +126,8 @@ class GroupCommit:
         begun = time.perf_counter()
         errors = await self._store_all(batch, owned)
         metrics.committed(sum(len(waiting.messages) for waiting in batch), time.perf_counter() - begun)
-        kept = []
+        kept: list[Message] = []
+        left: list[Message] = []
         for waiting, error in zip(batch, errors, strict=True):
             _answer(waiting.done, error)
             mine = [message for message in waiting.messages if message.id in owned]
@@ -132,10 +136,13 @@ class GroupCommit:
                     message.content = None  # see Dispatcher.release
             if error is None:
                 kept += mine
+                left += [message for message in waiting.messages if message.id not in owned]
             else:
                 for message in mine:
                     self._dropped(message)
         self._kept(kept)
+        if left:
+            self._left(left)
 
     async def _store_all(self, batch: list[_Waiting], owned: set[int]) -> list[MailerdError | None]:
         """What came in the way of each: None when its messages are durable."""

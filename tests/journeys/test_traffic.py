@@ -210,6 +210,22 @@ async def test_sites_that_share_a_limit_take_turns(lab: Lab) -> None:
             await relay.settled()
 
 
+async def test_who_wants_a_connection_gets_one_and_not_all(lab: Lab) -> None:
+    """Every session sees that another site waits; if each gave up its connection for that, nobody would send."""
+    shaping = "providers: {big: {match: {mx: [example.net, example.org]}, total: {connections: 6}}}"
+    async with ScriptedMx("127.0.0.3", port=lab.mx.port, name="mx.other.example.org") as other:
+        lab.dns.add("mx.other.example.org", "A", "127.0.0.3")
+        lab.dns.add("other.example", "MX", "10 mx.other.example.org.")
+        for mx in (lab.mx, other):
+            mx.on("DOT", [Pause(0.01), "250 ok"])
+        async with lab.relay(shaping, limits={"control": False}) as relay:
+            names = [f"u{number}@{('example.net', 'other.example')[number % 2]}" for number in range(400)]
+            await asyncio.gather(*(relay.submit(name) for name in names))
+            await until(lambda: len(lab.mx.delivered) + len(other.delivered) == 400, 20)
+            assert lab.mx.connections + other.connections < 150
+            await relay.settled()
+
+
 async def test_no_more_connections_are_closed_than_are_too_many(lab: Lab) -> None:
     lab.mx.on("DOT", [Pause(0.1), "250 ok"])
     lab.mx.on("QUIT", [Pause(0.3), "221 bye"])

@@ -62,6 +62,7 @@ class Group:
     commit: GroupCommit
     pool: Pool
     kept: list[Message] = field(default_factory=list)
+    left: list[Message] = field(default_factory=list)
     dropped: list[Message] = field(default_factory=list)
 
     async def add(self, *messages: Message) -> MailerdError | None:
@@ -109,6 +110,7 @@ async def group(database: str, proxy: DatabaseProxy) -> AsyncIterator[Group]:
             worker=await WorkerStore(around).register("test", 1),
             keep=lambda message: message.size < 1000,
             kept=lambda messages: running.kept.extend(messages),
+            left=lambda messages: running.left.extend(messages),
             dropped=lambda message: running.dropped.append(message),
             clock=lambda: datetime.now(UTC),
         ),
@@ -136,7 +138,7 @@ async def test_only_what_fits_is_kept_in_memory(group: Group) -> None:
     small, large = mail(), mail(size=1000)
     assert await group.add(small, large) is None
 
-    assert group.kept == [small]
+    assert (group.kept, group.left) == ([small], [large])
     owned = await group.pool.fetch("SELECT message_id, owner IS NOT NULL FROM recipients ORDER BY message_id")
     assert [tuple(row) for row in owned] == [(small.id, True), (large.id, False)]
 
