@@ -36,6 +36,7 @@ class Assignment(msgspec.Struct, frozen=True):
     listeners: list[tuple[int, int]]  # file descriptor, index into config.listeners; several where a name had several
     http: list[int]  # file descriptors
     control: int  # file descriptor
+    ledger: int = -1  # file descriptor; -1: to be found, or made, in the data directory
     slot: int = 0  # which of the daemon's workers this is, from 0
 
 

@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client import multiprocess as _multiprocess
 
 MAX_SITES = 200
+MAX_SOURCES = 200
 MANY = 50  # of every other label
 OTHER = "other"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -85,6 +86,13 @@ _attempts = _children(
     MANY,
     MANY,
 )
+# Not a label of the one above: each source sends to each site.
+_attempts_from = _children(
+    Counter("mailerd_source_attempts", "Recipients tried from a source", ["source", "outcome", "kind"]),
+    MAX_SOURCES,
+    MANY,
+    MANY,
+)
 _attempt_seconds = _children(
     Histogram("mailerd_attempt_seconds", "Duration of one SMTP transaction", ["stream"], buckets=SHORT), MANY
 )
@@ -152,6 +160,11 @@ def committed(messages: int, seconds: float) -> None:
 def attempted(stream: str, site: str, outcome: str, kind: str) -> None:
     """One recipient was tried, with this verdict."""
     _count(_attempts(stream, site, outcome, kind))
+
+
+def attempted_from(source: str, outcome: str, kind: str) -> None:
+    """One recipient was tried from this source, with this verdict."""
+    _count(_attempts_from(source, outcome, kind))
 
 
 def transacted(stream: str, seconds: float) -> None:

@@ -66,7 +66,7 @@ class Relay:
     """`submitter` takes mail in, `dispatcher` sends it; `worker` numbers the lease that owns what is in memory.
 
     `slot` is which of the node's `workers` this one is, from 0; `node` the installation among those that share the
-    database; `rules` the shaping rules.
+    database; `rules` the shaping rules; `ledger` where the node counts, when not in its data directory.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Relay:
         slot: int = 0,
         node: str = "",
         rules: ShapingRules | None = None,
+        ledger: Path | None = None,
         clock: Callable[[], datetime] = utc_now,
         silent_for: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -90,7 +91,8 @@ class Relay:
         self._rules = rules or builtin_rules()
         book = RuleBook(self._rules, config.delivery)
         self._first = slot == 0
-        self.ledger = Ledger(ledger_path(config.data_dir), slot, workers)
+        self._ledger_path = ledger or ledger_path(config.data_dir)
+        self.ledger = Ledger(self._ledger_path, slot, workers)
         self.journal = journal.Journal(journal_path(config.data_dir, worker))
         self.store = QueueStore(pool, keep_bodies=config.retention.bodies > 0)
         self.idempotency = IdempotencyStore(pool)
@@ -201,7 +203,7 @@ class Relay:
         self._policies.reconfigure(allow_private=config.delivery.allow_private)
         self.traffic.reconfigure(config, RuleBook(rules, config.delivery))
         self.dispatcher.reconfigure(config)
-        self.upkeep.changed()
+        self.upkeep.reconfigured()
         self.submitter.reconfigure(config)
 
     async def start(self) -> None:
@@ -215,7 +217,7 @@ class Relay:
             self._rules,
             self._pool,
             self._router,
-            ledger=ledger_path(self._config.data_dir),
+            ledger=self._ledger_path,
             node=self._node,
             text=text,
             clock=self._clock,

@@ -27,6 +27,7 @@ from mailerd.delivery.effects import CHANNEL as TRAFFIC
 from mailerd.delivery.effects import EffectStore
 from mailerd.delivery.explain import ConfigText
 from mailerd.delivery.identity import Identity
+from mailerd.delivery.ledger import handed_on
 from mailerd.intake.authenticator import Authenticator
 from mailerd.intake.credentials import CredentialStore
 from mailerd.intake.shares import Shares
@@ -132,6 +133,7 @@ class Worker:
             slot=self._assignment.slot,
             node=self._assignment.node,
             rules=self._settings.rules,
+            ledger=handed_on(self._assignment.ledger) if self._assignment.ledger >= 0 else None,
             silent_for=lambda: time.monotonic() - self._last_beat,
         )
         self._relay.upkeep.seen(sorted({worker.node for worker in await self._leases.all()}))

@@ -367,6 +367,16 @@ def test_other_rates_are_refused(text: str) -> None:
         values.parse_rate(text)
 
 
+@pytest.mark.parametrize("text", ["6/min", "100/h", "20/10min", "5000/d", "3/90s"])
+def test_a_rate_is_told_as_it_is_written(text: str) -> None:
+    assert str(values.parse_rate(text)) == text
+
+
+@pytest.mark.parametrize("text", ["10MB/s", "1GB/10min", "3MiB/h", "500 bytes/s"])
+def test_a_rate_of_bytes_is_told_as_it_is_written(text: str) -> None:
+    assert str(values.parse_byte_rate(text.replace(" bytes", ""))) == text
+
+
 @pytest.mark.parametrize(
     ("text", "endpoint"),
     [

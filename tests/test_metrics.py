@@ -19,6 +19,11 @@ def test_what_is_counted_is_shown() -> None:
     assert b'mailerd_messages_accepted_total{protocol="smtp",stream="marketing"}' in metrics.render()
 
 
+def test_attempts_are_counted_by_source() -> None:
+    metrics.attempted_from("mta1", "deferred", "rate_limit")
+    assert b'mailerd_source_attempts_total{kind="rate_limit",outcome="deferred",source="mta1"} 1.0' in metrics.render()
+
+
 def test_sites_beyond_the_limit_are_counted_together() -> None:
     """In a process of its own: the limit holds for all that this one has ever counted."""
     count = (

@@ -169,7 +169,7 @@ async def test_a_worker_that_is_replaced_later_starts_with_the_new_configuration
         ("delivery: {port: 0}\n", "mailerd.yaml:7: delivery.port: '0': expected"),
         ("tls: {certificate: c.pem, key: k.pem}\n", "mailerd.yaml:7: tls: certificate or key cannot be read"),
         ("domains: {a.example: {dkim: [{selector: s, key_file: k.pem}]}}\n", "the key file cannot be read"),
-        ("shaping: {files: [none.yaml]}\n", "none.yaml:0: file: cannot be read"),
+        ("shaping: {files: [none.yaml]}\n", "none.yaml cannot be read: No such file"),
         (
             "routes: [{hosts: ['127.0.0.1:25'], auth: {username: me, password_file: none}}]\n",
             "mailerd.yaml:7: routes[0].auth.password_file: none cannot be read",
@@ -247,6 +247,22 @@ async def test_a_data_directory_with_a_long_name_can_be_asked(tmp_path: Path) ->
         assert outcome.problems == outcome.changed == []
     finally:
         await daemon.stop()
+
+
+async def test_another_file_than_the_daemon_runs_is_refused(make: Make, tmp_path: Path) -> None:
+    daemon = make(workers=1)
+    await daemon.start()
+    await daemon.ready()
+    other = tmp_path / "other.yaml"
+    other.write_text(daemon.file.read_text() + "delivery: {port: 2600}\n")
+    link = tmp_path / "link.yaml"
+    link.symlink_to(daemon.file)
+
+    status, out, error = await reload(daemon, another=f"--config={other}")
+    assert (status, out) == (os.EX_USAGE, "")
+    assert f"the daemon runs {daemon.file.resolve()}, not {other.resolve()}" in error
+    status, out, _ = await reload(daemon, another=f"--config={link}")
+    assert (status, "changed: nothing" in out) == (0, True)
 
 
 async def test_a_terminal_that_is_closed_ends_the_daemon_as_ever(tmp_path: Path) -> None:

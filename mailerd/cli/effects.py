@@ -14,7 +14,9 @@ from mailerd.cli.options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
     from mailerd.cli.settings import Settings
+    from mailerd.db import Pool
     from mailerd.delivery.effects import Effect
+    from mailerd.delivery.explain import Explainer
     from mailerd.delivery.explained import EffectView
 
 app = typer.Typer(
@@ -26,6 +28,9 @@ app = typer.Typer(
 SourceOption = Annotated[str, typer.Option("--source", metavar="NAME", help="Mail from this source.")]
 ProviderOption = Annotated[str, typer.Option("--provider", metavar="NAME", help="Mail to this provider.")]
 SiteOption = Annotated[str, typer.Option("--site", metavar="SITE", help="Mail to this site.")]
+DomainOption = Annotated[
+    str, typer.Option("--domain", "-d", metavar="DOMAIN", help="Mail to the site of this domain, whoever else's it is.")
+]
 TenantOption = Annotated[str, typer.Option("--tenant", metavar="NAME", help="Mail of this tenant; pause only.")]
 CampaignOption = Annotated[str, typer.Option("--campaign", metavar="NAME", help="Mail of this campaign; pause only.")]
 
@@ -64,11 +69,14 @@ def add(
     source: SourceOption = "",
     provider: ProviderOption = "",
     site: SiteOption = "",
+    domain: DomainOption = "",
     tenant: TenantOption = "",
     campaign: CampaignOption = "",
     rate: Annotated[str, typer.Option("--rate", metavar="RATE", help="For slow: such as 10/min, each path.")] = "",
-    connections: Annotated[int, typer.Option("--connections", min=0, help="For connections: of each path.")] = 0,
-    lasts: Annotated[str, typer.Option("--for", metavar="TIME", help="How long: such as 30m, 4h.")] = "1d",
+    connections: Annotated[
+        int | None, typer.Option("--connections", min=0, help="For connections: of each path.")
+    ] = None,
+    lasts: Annotated[str, typer.Option("--for", metavar="TIME", help="How long: such as 30m, 4h; 7d at most.")] = "1d",
     everything: Annotated[bool, typer.Option("--all", help="All mail: said on purpose.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -76,10 +84,12 @@ def add(
     """Brake what fits all options given, from now on. The same brake again lasts longer, instead of holding twice.
 
     `pause`: nothing leaves. `slow`: at most --rate messages. `connections`: at most so many at a time. `avoid`: other
-    sources of the pool are used first.
+    sources of the pool are used first. With --domain it holds for the site that mail for the domain goes to now, and so
+    for all domains there: which site that is, and whose else, is said.
 
     \b
     Examples:
+      mailerd effects add pause --domain example.com --for 2h --reason "asked by postmaster"
       mailerd effects add pause --provider google --for 2h --reason "asked by postmaster"
       mailerd effects add slow --source mta2 --site mx.example.com --rate 10/min --reason "complaints"
       mailerd effects add pause --campaign spring --reason "wrong template"
@@ -88,8 +98,10 @@ def add(
     from mailerd.cli.settings import load
     from mailerd.delivery.explained import effect_view
 
-    if not any((source, provider, site, tenant, campaign)) and not everything:
-        raise typer.BadParameter("Say what it is for: --source, --provider, --site … or --all.")
+    if not any((source, provider, site, domain, tenant, campaign)) and not everything:
+        raise typer.BadParameter("Say what it is for: --domain, --source, --provider, --site … or --all.")
+    if site and domain:
+        raise typer.BadParameter("--domain stands for its site: leave out --site, or --domain.")
     now = datetime.now(UTC)
     try:
         value, seconds = _value(kind, rate, connections), _seconds(lasts)
@@ -103,6 +115,7 @@ def add(
                 source=source,
                 provider=provider,
                 site=site,
+                domain=domain,
                 tenant=tenant,
                 campaign=campaign,
                 value=value,
@@ -143,13 +156,11 @@ def cancel(
         raise CommandError(f"no effect {', '.join(missing)} holds: see `mailerd effects list`", os.EX_NOINPUT)
 
 
-def _value(kind: EffectKind, rate: str, connections: int) -> float:
+def _value(kind: EffectKind, rate: str, connections: int | None) -> float:
     from mailerd.config.values import parse_rate
+    from mailerd.delivery.effects import value_of
 
-    if kind is EffectKind.SLOW and rate:
-        parsed = parse_rate(rate)
-        return parsed.count / parsed.period
-    return float(connections) if kind is EffectKind.CONNECTIONS else 0.0
+    return value_of(kind.value, rate=parse_rate(rate) if rate else None, connections=connections)
 
 
 def _seconds(text: str) -> float:
@@ -176,17 +187,26 @@ async def _add(
     source: str,
     provider: str,
     site: str,
+    domain: str,
     tenant: str,
     campaign: str,
     value: float,
 ) -> "Effect":
     from mailerd.cli.explain import explainer
+    from mailerd.cli.output import say
     from mailerd.cli.queue import actor
     from mailerd.cli.settings import database
     from mailerd.delivery.effects import EffectStore, by_operator
 
     async with explainer(settings) as ask:
         ask.check_names(source=source, provider=provider)
+        if domain:
+            site = await _site_of(ask, domain)
+        elif site and not await ask.knows_site(site):
+            say(
+                f"No mail went to a site named {site} from here lately. If you mean a domain: "
+                f"--domain {site} finds the site of its mail."
+            )
     who = actor()
     effect = by_operator(
         kind.value,
@@ -202,7 +222,43 @@ async def _add(
         value=value,
     )
     async with database(settings) as pool:
-        return await EffectStore(pool).add(effect, actor=who)
+        added = await EffectStore(pool).add(effect, actor=who)
+        await _doubt_names(pool, tenant, campaign)
+    return added
+
+
+async def _site_of(ask: "Explainer", domain: str) -> str:
+    """The site of a domain; says which one that is, and whose else."""
+    from mailerd.cli.output import clean, say
+    from mailerd.cli.route import domain_of
+    from mailerd.delivery.explain import Mail
+
+    (found,) = (await ask.domain(domain_of(domain), Mail())).destinations
+    if not found.site:
+        reply = found.refusal.reply if found.refusal else found.next
+        raise CommandError(f"mail for {found.domain} goes to no site now: {clean(reply)}", os.EX_UNAVAILABLE)
+    hosts = ", ".join(dict.fromkeys(host.name for host in found.hosts))
+    others = f"every domain whose mail goes to {hosts}"
+    if found.rule is not None:
+        others = f"all mail that routes[{found.rule.number}] ({found.rule.place}) takes"
+    say(clean(f"Mail for {found.domain} goes to the site {found.site}. It is that of {others}: all of it is braked."))
+    return found.site
+
+
+async def _doubt_names(pool: "Pool", tenant: str, campaign: str) -> None:
+    """Say it when a brake fits no mail that is known, as it does after a slip of the pen."""
+    from mailerd.cli.output import clean, say
+    from mailerd.intake.credentials import CredentialStore
+    from mailerd.queue.control import Selection
+    from mailerd.queue.waiting import WaitingStore
+
+    if not (tenant or campaign):
+        return
+    if tenant and tenant not in {credential.tenant for credential in await CredentialStore(pool).list()}:
+        say(clean(f"No credential is of a tenant {tenant}: see `mailerd credentials list`."))
+    elif await WaitingStore(pool).count(Selection(tenant=tenant or None, campaign=campaign or None)) == 0:
+        whose = " of ".join(filter(None, (f"campaign {campaign}" * bool(campaign), f"tenant {tenant}" * bool(tenant))))
+        say(clean(f"No mail of {whose} waits now; what comes of it does."))
 
 
 async def _cancel(settings: "Settings", ids: Sequence[int]) -> "list[Effect]":

@@ -75,8 +75,7 @@ async def _explain(settings: "Settings", asked: str, sender: str, stream: str, p
         if asked.startswith(MESSAGE):
             return await _of_message(ask, asked)
         if not asked.startswith("[") and "@" not in asked and OF_SITE.intersection(asked):
-            source, arrow, site = asked.rpartition(">")
-            return await ask.path(source if arrow else None, site)
+            return await _of_path(ask, asked)
         try:
             found = await ask.domain(domain_of(asked), Mail(sender=sender, stream=stream, pool=pool))
         except ValueError as error:
@@ -84,6 +83,16 @@ async def _explain(settings: "Settings", asked: str, sender: str, stream: str, p
         if "@" not in asked and found.destinations[0].site != asked and await ask.knows_site(asked):
             return await ask.path(None, asked)
         return found
+
+
+async def _of_path(ask: "Explainer", asked: str) -> "Explanation":
+    source, arrow, site = asked.rpartition(">")
+    if not site or ">" in source or any(letter.isspace() for letter in asked):
+        raise typer.BadParameter("a path is SOURCE>SITE, such as 'mta1>mx.example.com'.")
+    try:
+        return await ask.path(source if arrow else None, site)
+    except LookupError as error:
+        raise CommandError(str(error), os.EX_NOINPUT) from None
 
 
 async def _of_message(ask: "Explainer", asked: str) -> "Explanation":
@@ -218,13 +227,14 @@ def _draw_path(out: "Console", path: "PathView", now: datetime) -> None:
     address = f" [{path.address}]" if path.address else ""
     head = Text.assemble((clean(f"{path.source or 'this host'}{address} > {path.site}"), "bold"), "  ")
     head.append_text(coloured(path.state))
-    if path.reason:
-        head.append(f": {clean(path.reason)}")
     out.print("")
     out.print(head)
     for effect in path.effects:
         out.print(Padding(_effect(effect, now), (0, 0, 0, INDENT), expand=False))
-    if path.waits is not None:
+    if path.state != "ok":
+        words = Text(clean(path.waits.reason if path.waits else "it sends nothing"), style="red")
+        out.print(Padding(words, (0, 0, 0, INDENT), expand=False))
+    elif path.waits is not None:
         until = f", {from_now(path.waits.until, now, units=2)}" if path.waits.until else ""
         words = Text(f"the next message waits for: {clean(path.waits.reason)}{until}", style="yellow")
         out.print(Padding(words, (0, 0, 0, INDENT), expand=False))
@@ -251,7 +261,7 @@ def _limits(limits: "Sequence[Limit]", now: datetime, title: str) -> "Any":
 
     drawn = table((title, "allows", "used", "waits", "set at"))
     for limit in limits:
-        waits = from_now(limit.waits_until, now) if limit.waits_until else ""
+        waits = from_now(limit.waits_until, now, units=2) if limit.waits_until else ""
         drawn.add_row(clean(limit.name), limit.allows, limit.used, waits, clean(limit.place))
     return drawn
 
@@ -271,9 +281,9 @@ def _draw_queues(out: "Console", told: "Destination", now: datetime) -> None:
             clean(queue.name),
             f"{queue.recipients:,}",
             f"{queue.held:,}",
-            from_now(queue.oldest, now),
+            from_now(queue.oldest, now, units=2),
             "when released" if queue.held == queue.recipients else from_now(max(filter(None, until)), now, units=2),
-            clean("\n".join(filter(None, reasons))),
+            clean("\n".join(filter(None, dict.fromkeys(reasons)))),
         )
     out.print("", drawn)
 
@@ -289,9 +299,9 @@ def _draw_recipients(out: "Console", waiting: "Sequence[WaitingView]", now: date
             clean(view.address),
             coloured(view.state),
             str(view.attempts),
-            from_now(view.accepted_at, now),
+            from_now(view.accepted_at, now, units=2),
             "when released" if view.state == "held" else from_now(view.due_at, now, units=2),
-            from_now(view.expires_at, now),
+            from_now(view.expires_at, now, units=2),
             clean(view.reason or ("in memory, about to be sent" if view.in_memory else view.last_reply)),
         )
     out.print("", drawn)

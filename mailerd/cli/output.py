@@ -114,10 +114,14 @@ def from_now(at: datetime | None, now: datetime, *, units: int = 1) -> str:
 
 
 def span(seconds: float, units: int = 2) -> str:
-    """The largest units, as `3 d 4 h` or `12 s`."""
+    """The largest units, as `3 d 4 h` or `12 s`, to the nearest of the smallest of them."""
     parts = []
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
-        count, seconds = divmod(int(seconds), length)
+    lengths = (86_400, 3_600, 60, 1)
+    first = next((n for n, length in enumerate(lengths) if seconds >= length), 3)
+    smallest = lengths[min(first + units, 4) - 1]
+    left = int(seconds / smallest + 0.5) * smallest
+    for unit, length in zip(("d", "h", "min", "s"), lengths, strict=True):
+        count, left = divmod(left, length)
         if count:
             parts.append(f"{count} {unit}")
     return " ".join(parts[:units]) or "0 s"

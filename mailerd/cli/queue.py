@@ -129,7 +129,9 @@ def show(
 
 
 HELP = {
-    Action.HOLD: """Keep matching mail where it is until it is released. It still expires.
+    Action.HOLD: """Keep matching mail that waits now where it is until it is released. It still expires.
+
+    Mail that comes later goes on: `mailerd effects add pause --domain example.com` stops that too.
 
     \b
     Examples:
@@ -260,6 +262,9 @@ def _steer(
         print_json({"action": action, "changed": steered.changed, "waiting": steered.waiting})
     else:
         print(f"{count_of(steered.changed, 'recipient')} {DONE[action]}; {steered.waiting:,} that fit wait.")
+        if action == Action.HOLD and selection.message is None:
+            command = f"mailerd effects add pause --domain {selection.domain or 'DOMAIN'} --reason …"
+            say(f"Mail that comes later goes on: `{command}` stops it too.")
         if action == Action.RETRY and steered.waiting > steered.changed:
             say("What is held stays held until `mailerd queue release`.")
 

@@ -17,12 +17,13 @@ def reload(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Have the running daemon read its configuration, shaping rules, certificate and keys again.
 
     No connection is closed. When anything is wrong, every problem is printed with exit status 78, and all stays as it
-    was. What cannot change before a restart (sockets, database, workers and some more) is named.
+    was. What cannot change before a restart (sockets, database, workers and some more) is named. --config is the file
+    that the daemon was started with: another one needs a restart, and is refused with exit status 64.
 
     \b
     Examples:
       mailerd reload
-      mailerd reload --config /etc/mailerd/mailerd.yaml --json
+      mailerd reload --json | jq -r '.restart[]'
     """
     from mailerd.cli.output import print_json
     from mailerd.cli.settings import load
@@ -59,7 +60,7 @@ def _asked(file: Path, data_dir: Path) -> "Outcome":
     from mailerd.daemon.reload import request_reload
 
     try:
-        outcome = request_reload(data_dir)
+        outcome = request_reload(data_dir, file)
     except PermissionError:
         text = f"{data_dir} is not yours: run this as the user that mailerd runs as, or as root"
         raise CommandError(text, os.EX_NOPERM) from None
@@ -69,6 +70,9 @@ def _asked(file: Path, data_dir: Path) -> "Outcome":
     if outcome is None:
         text = f"mailerd is not running on {data_dir}: start it with `mailerd run --config {file}`"
         raise CommandError(text, os.EX_UNAVAILABLE)
+    if outcome.other_file:
+        text = f"the daemon runs {outcome.file}, not {file.resolve()}: nothing was reloaded"
+        raise CommandError(text, os.EX_USAGE)
     return outcome
 
 

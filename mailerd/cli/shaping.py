@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import msgspec
 import typer
@@ -88,7 +88,7 @@ def try_reply(
         str | None, typer.Option("--domain", metavar="DOMAIN", help="As if a mail exchanger of it had said so.")
     ] = None,
     stage: Annotated[
-        str, typer.Option("--stage", metavar="STAGE", help="connect, greeting, ehlo, starttls, auth, mail, rcpt, data.")
+        str, typer.Option("--stage", metavar="STAGE", help="connect, greeting, ehlo, starttls, auth, mail … data, dot.")
     ] = "dot",
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -102,9 +102,11 @@ def try_reply(
     """
     from mailerd.cli.output import print_json
     from mailerd.cli.settings import load
-    from mailerd.config.shaping import DEFAULT
+    from mailerd.config.shaping import DEFAULT, Stage
     from mailerd.delivery.shaping import RuleBook
 
+    if stage not in get_args(Stage):
+        raise typer.BadParameter(f"there is no stage {stage!r}, only {', '.join(get_args(Stage))}")
     settings = load(config)
     book = RuleBook(_rules_of(settings), settings.config.delivery)
     if provider is not None and provider not in (*book.providers, DEFAULT):
@@ -143,7 +145,8 @@ def _findings(rules: "ShapingRules", delivery: "Delivery") -> list[Doubt]:
 def _rules_of(settings: "Settings") -> "ShapingRules":
     from mailerd.config.shaping import parse_shaping, read_shaping
 
-    return parse_shaping(read_shaping(settings.config.shaping.files, settings.path.parent))
+    named_in = str(settings.path), settings.path.read_text("utf-8")
+    return parse_shaping(read_shaping(settings.config.shaping.files, settings.path.parent, named_in))
 
 
 def _provider_of(settings: "Settings", book: "RuleBook", domain: str) -> str:
@@ -181,7 +184,10 @@ def _react(book: "RuleBook", provider: str, stage: str, reply: str) -> tuple[Rea
     from mailerd.wire.smtp import ReplyReader
 
     try:
-        (read,) = ReplyReader().feed(reply.encode() + b"\r\n")
+        *lines, last = reply.strip().split("\n")
+        if last[3:4] == "-":  # of a reply that went on, as logs show its first line
+            last = f"{last[:3]} {last[4:]}"
+        (read,) = ReplyReader().feed("\n".join([*lines, last, ""]).encode())
     except (RemoteProtocolError, ValueError):
         raise typer.BadParameter(f"{reply!r} is no reply: expected a code and a text, such as 421 4.7.0 …") from None
     verdict = classify(read, stage)

@@ -67,15 +67,19 @@ def sources(context: typer.Context, config: ConfigOption = None, as_json: JsonOp
         if config is not None:
             os.environ[VARIABLE] = str(config)
         return
-    from mailerd.cli.output import print_json_lines
+    from mailerd.cli.output import print_json_lines, say, time_of
     from mailerd.cli.settings import load
 
     settings = load(config)
-    views = _views(settings.config, asyncio.run(_found(settings)))
+    found, runs = asyncio.run(_found(settings))
+    views = _views(settings.config, found)
     if as_json:
         print_json_lines(views)
     else:
         _draw(_of_interest(views), datetime.now(UTC))
+    if not runs:
+        last = max((each.check.checked_at for each in found), default=None)
+        say(f"No daemon runs: as of {time_of(last)}." if last else "No daemon runs.")
 
 
 @app.command("check")
@@ -103,12 +107,14 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         raise typer.Exit(os.EX_UNAVAILABLE)
 
 
-async def _found(settings: "Settings") -> "list[CheckOfNode]":
+async def _found(settings: "Settings") -> "tuple[list[CheckOfNode], bool]":
+    """The checks, and whether any node runs."""
     from mailerd.cli.settings import database
     from mailerd.delivery.source_watch import SourceStore
 
     async with database(settings) as pool:
-        return await SourceStore(pool).checks_of_all()
+        store = SourceStore(pool)
+        return await store.checks_of_all(), await store.any_runs()
 
 
 async def _look(config: "Config") -> list[SourceView]:

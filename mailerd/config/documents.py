@@ -46,7 +46,8 @@ def read_documents(path: Path | str, environ: Mapping[str, str]) -> Documents:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError([ConfigProblem(str(path), 0, "file", f"cannot be read: {reason}")]) from None
     config = _config(Documents(str(path), text, {}), environ)
-    return Documents(str(path), text, read_shaping(config.shaping.files, path.parent), _read_keys(config))
+    shaping = read_shaping(config.shaping.files, path.parent, named_in=(str(path), text))
+    return Documents(str(path), text, shaping, _read_keys(config))
 
 
 def parse_documents(documents: Documents, environ: Mapping[str, str]) -> tuple[Config, ShapingRules]:

@@ -18,7 +18,7 @@ from msgspec import Meta, field
 
 import mailerd
 from mailerd.config.checks import NAME, Place
-from mailerd.config.places import dotted
+from mailerd.config.places import dotted, line_in
 from mailerd.config.reader import INVALID, TreeReader
 from mailerd.config.tree import Node
 from mailerd.config.values import PARSERS, ByteRate, Date, Duration, FilePath, Rate, parse_hostname
@@ -149,20 +149,29 @@ def builtin_shaping() -> str:
     return SHIPPED.read_text("utf-8")
 
 
-def read_shaping(files: Sequence[FilePath | str], directory: Path) -> dict[str, str]:
+def read_shaping(
+    files: Sequence[FilePath | str], directory: Path, named_in: tuple[str, str] | None = None
+) -> dict[str, str]:
     """The texts of `shaping.files` by the names that problems use; relative files are relative to `directory`.
+
+    `named_in` is the name and the text of the configuration that lists them: problems point to its line.
 
     Raises `ConfigError` with every file that cannot be read.
     """
     texts: dict[str, str] = {}
     problems = []
-    for file in files:
+    for n, file in enumerate(files):
         name = BUILTIN_NAME if file == BUILTIN else str(directory / file)
         try:
             texts[name] = builtin_shaping() if file == BUILTIN else Path(name).read_text("utf-8")
         except (OSError, UnicodeDecodeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)
-            problems.append(ConfigProblem(name, 0, "file", f"cannot be read: {reason}"))
+            if named_in is None:
+                problems.append(ConfigProblem(name, 0, "file", f"cannot be read: {reason}"))
+                continue
+            key = f"shaping.files[{n}]"
+            line = line_in(named_in[1], key)
+            problems.append(ConfigProblem(named_in[0], line, key, f"{name} cannot be read: {reason}"))
     if problems:
         raise ConfigError(problems)
     return texts

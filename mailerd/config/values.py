@@ -28,12 +28,19 @@ class Rate(Struct, frozen=True):
     count: int
     period: float
 
+    def __str__(self) -> str:
+        return f"{self.count}/{_period(self.period)}"
+
 
 class ByteRate(Struct, frozen=True):
     """`size` bytes per `period` seconds; written `10MB/s`, `1GB/10min`."""
 
     size: int
     period: float
+
+    def __str__(self) -> str:
+        unit = max((unit for unit, size in SIZE_UNITS.items() if self.size % size == 0), key=SIZE_UNITS.__getitem__)
+        return f"{self.size // SIZE_UNITS[unit]}{unit or ' bytes'}/{_period(self.period)}"
 
 
 class Endpoint(Struct, frozen=True):
@@ -142,6 +149,12 @@ def parse_rate(text: str) -> Rate:
     if match is None:
         raise ValueError("expected a rate: count/s, count/min, count/h or count/d, such as 100/min or 20/10min")
     return Rate(int(match[1]), int(match[2] or 1) * RATE_UNITS[match[3]])
+
+
+def _period(seconds: float) -> str:
+    """As it is written behind the slash of a rate: `min`, `10min`."""
+    length, unit = max((length, unit) for unit, length in RATE_UNITS.items() if seconds % length == 0 or length == 1)
+    return unit if seconds == length else f"{seconds / length:g}{unit}"
 
 
 def parse_byte_rate(text: str) -> ByteRate:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from mailerd.assignment import Assignment
 from mailerd.config import Config
 from mailerd.config.documents import Documents
 from mailerd.daemon.data_dir import DataDir, StartError
+from mailerd.daemon.node_lock import NodeLock
 from mailerd.daemon.reload import Outcome, Reloader, serve_requests
 from mailerd.daemon.service import Service
 from mailerd.daemon.sockets import Sockets, open_sockets
@@ -83,6 +85,8 @@ class Daemon:
         self._sockets = Sockets()
         self._postgres: EmbeddedPostgres | None = None
         self._pool: db.Pool | None = None
+        self._node_lock: NodeLock | None = None
+        self._ledger: FileIO | None = None
         self._sandbox: Sandbox | None = None
         self._workers: Workers | None = None
         self._reloader: Reloader | None = None
@@ -112,12 +116,14 @@ class Daemon:
         self._service.status("starting the database")
         url = await self._start_database()
         await self._migrate(url)
+        await self._hold_node(url)
         self._pool = await db.connect_pool(url, min=0, max=1, idle=10.0)
         await self.on_worker_death(None)
         await self._check_resolver()
         key = await self._first_key()
         await self._start_sandbox()
         self._service.status("starting the workers")
+        self._ledger = self._open_ledger()
         share_metrics(self._data_dir.path / "metrics")
         await self._start_workers(url)
         if key is not None:
@@ -137,6 +143,18 @@ class Daemon:
         async with db.connected(url, patience=db.PATIENCE) as connection:
             await migrate(connection)
             await ensure_event_partitions(connection, datetime.now(UTC))
+
+    async def _hold_node(self, url: str) -> None:
+        self._node_lock = NodeLock(url, self._data_dir.node())
+        await self._node_lock.take()
+        self._spawn(self._keep_node(self._node_lock), "node")
+
+    async def _keep_node(self, lock: NodeLock) -> None:
+        try:
+            await lock.keep()
+        except StartError:
+            self._hasten.set()  # the other has freed what our workers were sending: they must not go on with it
+            raise
 
     async def _check_resolver(self) -> None:
         """Where DANE is relied on, name servers that do not validate must not go unseen."""
@@ -171,7 +189,17 @@ class Daemon:
         except OSError as error:
             raise StartError(f"cannot start the sandbox: {error}", os.EX_UNAVAILABLE) from error
 
+    def _open_ledger(self) -> FileIO:
+        """Held here and handed to the workers: without its name, a new one would count in a file of its own."""
+        from mailerd.delivery.ledger import open_ledger
+
+        try:
+            return open_ledger(self._data_dir.path / "ledger", self._worker_count())
+        except OSError as error:
+            raise StartError(f"cannot make the ledger of the workers: {error}", os.EX_CANTCREAT) from error
+
     async def _start_workers(self, url: str) -> None:
+        assert self._ledger is not None
         assignment = Assignment(
             started=self._documents,
             documents=self._documents,
@@ -181,8 +209,9 @@ class Daemon:
             listeners=[(sock.fileno(), index) for sock, index in self._sockets.listeners],
             http=[sock.fileno() for sock in self._sockets.http],
             control=-1,
+            ledger=self._ledger.fileno(),
         )
-        descriptors = [self._data_dir.lock, *(sock.fileno() for sock in self._sockets.all)]
+        descriptors = [self._data_dir.lock, self._ledger.fileno(), *(sock.fileno() for sock in self._sockets.all)]
         self._workers = Workers(
             self._worker_count(), self._worker_command, assignment, descriptors, self.on_worker_death
         )
@@ -198,7 +227,7 @@ class Daemon:
         self._reloader = Reloader(
             self._documents, self._config, environ=self._environ, service=self._service, tell=self._workers.reload
         )
-        self._requests = await serve_requests(self._data_dir.path, self._reload)
+        self._requests = await serve_requests(self._data_dir.path, self._documents.path, self._reload)
         self._service.ready()
         self._spawn(self._reload_when_told(), "reload")
         self._spawn(self._keep_house(), "housekeeping")
@@ -278,6 +307,8 @@ class Daemon:
                 await step()
             except Exception:
                 log.exception("stop.step_failed", step=step.__name__)
+        if self._ledger is not None:
+            self._ledger.close()
         self._sockets.close()
         self._data_dir.release()
         log.info("daemon.stopped")
@@ -302,6 +333,8 @@ class Daemon:
     async def _end_database(self) -> None:
         if self._pool is not None:
             self._pool.terminate()
+        if self._node_lock is not None:
+            self._node_lock.release()
         if self._postgres is not None:
             await self._postgres.stop(STOP_DATABASE)
 

@@ -20,10 +20,15 @@ from mailerd.errors import ConfigError, ConfigProblem
 
 log = structlog.get_logger()
 
-REQUEST = b"reload\n"
 ASKING = 10.0  # seconds that a client has for its request, and to take the answer
 ANSWERING = 180.0  # seconds until the client gives up; a worker that hangs is killed long before
 SOCKET = "control"  # in the data directory, whose owner alone may ask
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What a client sends, as one line of JSON: reload, if this is the file that the daemon runs; "": whichever."""
+
+    reload: str
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -34,6 +39,7 @@ class Outcome(msgspec.Struct, frozen=True):
     changed: list[str] = []  # keys with new values and files with other contents, now in force
     restart: list[str] = []  # keys whose values in the file need a restart; the old ones stay in force
     workers: list[str] = []  # what those say that could not take it on: they go on with what they had
+    other_file: bool = False  # another file was asked for than `file`: nothing was done
 
 
 class Reloader:
@@ -113,15 +119,20 @@ def _now() -> str:
 # -- the way from the command to the daemon
 
 
-async def serve_requests(data_dir: Path, reload: Callable[[], Awaitable[Outcome]]) -> asyncio.Server:
-    """Answer those who may use the data directory, until the server is closed."""
+async def serve_requests(data_dir: Path, file: str, reload: Callable[[], Awaitable[Outcome]]) -> asyncio.Server:
+    """Answer those who may use the data directory, until the server is closed. `file` is what the daemon runs."""
+
+    async def carry_out(line: bytes) -> Outcome:
+        running = _resolved(file)  # a link may lead elsewhere by now, for the client too
+        asked = msgspec.json.decode(line, type=Request).reload
+        return Outcome(running, other_file=True) if asked not in ("", running) else await reload()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(ASKING):
-                request = await reader.readline()
-            if request == REQUEST:
-                writer.write(msgspec.json.encode(await reload()))
+                line = await reader.readline()
+            if line:
+                writer.write(msgspec.json.encode(await carry_out(line)))
                 async with asyncio.timeout(ASKING):
                     await writer.drain()
         except (OSError, TimeoutError, ValueError):
@@ -132,8 +143,14 @@ async def serve_requests(data_dir: Path, reload: Callable[[], Awaitable[Outcome]
     return await asyncio.start_unix_server(answer, sock=_bound(data_dir))
 
 
-def request_reload(data_dir: Path) -> Outcome | None:
+def _resolved(file: Path | str) -> str:
+    return str(Path(file).resolve())
+
+
+def request_reload(data_dir: Path, file: Path | None = None) -> Outcome | None:
     """Ask the daemon that runs on `data_dir`; None when none is there, or it is still starting.
+
+    With `file` only when it runs that one; else the outcome says `other_file`.
 
     Raises `PermissionError` when the caller may not ask, and `OSError` when the daemon ended before it answered.
     """
@@ -144,7 +161,7 @@ def request_reload(data_dir: Path) -> Outcome | None:
                 asking.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             return None
-        asking.sendall(REQUEST)
+        asking.sendall(msgspec.json.encode(Request("" if file is None else _resolved(file))) + b"\n")
         answer = b""
         while data := asking.recv(65_536):
             answer += data

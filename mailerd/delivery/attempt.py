@@ -140,6 +140,8 @@ class Attempts:
             verdict = result.verdict
             _log_attempt(recipient, result, where, milliseconds)
             metrics.attempted(recipient.message.stream, where.site, verdict.outcome, verdict.kind)
+            if where.source:
+                metrics.attempted_from(where.source, verdict.outcome, verdict.kind)
             data = _facts(recipient, result, where, milliseconds)
             if verdict.outcome is Outcome.DEFERRED:
                 settled.append(self._deferred(recipient, result, where, data, now, notices))
@@ -324,6 +326,8 @@ def _log_attempt(recipient: Recipient, result: Result, where: Where, millisecond
         site=where.site,
         host=where.host,
         ip=where.ip,
+        source=where.source,
+        pool=recipient.message.pool,
         tls=where.tls,
         ms=round(milliseconds),
     )

@@ -150,7 +150,9 @@ class Bounds:
 
     def _cause(self, path: Path, scope: str, key: str) -> Cause:
         name = f"{SCOPES[scope].format(path=path)}: {key.replace('_', ' ')}"
-        return Cause(name, self._book.place(path.provider, scope, key))
+        value = getattr(getattr(path.limits, scope), key)
+        allows = "" if key == "connections" else str(value)
+        return Cause(name, self._book.place(path.provider, scope, key), allows=allows)
 
     def of_mail(self, tenant: str, campaign: str, credential: str, domain: str) -> Bound:
         """The rates of one tenant's, campaign's, credential's and domain's mail."""
@@ -186,7 +188,7 @@ class Bounds:
                 gap = self._gap(meter + suffix, rate, shared=True)
                 charges.append(Charge(self._ledger.meter(meter + suffix), gap))
                 place = self._book.place(name, kind, key)
-                causes.append(Cause(f"{key.replace('_', ' ')} of {meter}", place, kind != "credential"))
+                causes.append(Cause(f"{key.replace('_', ' ')} of {meter}", place, kind != "credential", str(rate)))
 
 
 def _interval(rate: Rate | ByteRate) -> float:

@@ -21,7 +21,7 @@ from mailerd.delivery.attempt import Attempts, Job, Where
 from mailerd.delivery.ledger import Hold
 from mailerd.delivery.line import Line
 from mailerd.delivery.memory import FIRST_LANES
-from mailerd.delivery.paths import Path, Wait, Wish
+from mailerd.delivery.paths import Path, Scarce, Wait, Wish
 from mailerd.delivery.routing import Host, Route
 from mailerd.delivery.session import Session, SessionError
 from mailerd.delivery.sources import Source
@@ -67,6 +67,7 @@ class Destination:
     working: int = 0
     woken: int = 0  # idle sessions that were told of a job and have not run yet
     starving: float | None = None  # since when it has jobs and gets no connection
+    starves_for: tuple[str, bool] | None = None  # the meter of connections; is it mail that goes first?
     given: float = 0.0  # when a connection was given up for others
     signs: Sequence[Hold] = ()  # by which others see that it starves
     again: asyncio.TimerHandle | None = None  # the next try to get a connection
@@ -75,7 +76,9 @@ class Destination:
     stuck_until: float = 0.0  # nothing more is taken into memory before; of the loop's clock
     failures: int = 0  # in a row, to open any session
     blocked_until: datetime | None = None
+    blocked_by_policy: bool = False  # mail for which the policy about TLS does not count may go on
     reason: str = ""
+    retired: str = ""  # why nothing may leave this way any more: its source was taken away
 
     @property
     def key(self) -> Key:
@@ -93,7 +96,7 @@ class Back(Protocol):
 
     def again(self, route: Route, jobs: Sequence[Job]) -> None: ...
 
-    def has_one_source(self, pool: str) -> bool: ...
+    def goes_for_queues(self, job: Job) -> bool: ...
 
     def block(self, queues: dict[Queue, tuple[datetime, str]]) -> Coroutine[object, object, None]: ...
 
@@ -123,6 +126,7 @@ class Sessions:
         self._silent_for = silent_for
         self._tls_outcome = tls_outcome
         self._stopping = False
+        self._starving: dict[tuple[str, bool], set[Destination]] = {}  # by what they starve for
         self.reconfigure(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -137,13 +141,31 @@ class Sessions:
                 _wake(waiter)
             self._sated(destination)
 
+    def retire(self, destination: Destination, why: str) -> None:
+        """Send nothing more this way: what waits is put back, sessions end after what they are sending."""
+        destination.retired = why
+        destination.blocked_until = None
+        self.put_back_retired(destination)
+        for waiter in (*destination.idle, *((destination.pacer,) if destination.pacer else ())):
+            _wake(waiter)
+        self._sated(destination)
+        self._back.forget(destination)
+
+    def put_back_retired(self, destination: Destination) -> None:
+        self._back.put_back(destination.line.clear(), self._clock(), destination.retired)
+
     # jobs in, sessions up
 
     def add(self, destination: Destination, job: Job) -> None:
         """Send this as soon as may be."""
         most = self._traffic.recipients_per_transaction(destination.path)
         last = destination.line.last_of(job)
-        if last is not None and last.message is job.message and len(last.recipients) + len(job.recipients) <= most:
+        if (
+            last is not None
+            and last.message is job.message
+            and len(last.recipients) + len(job.recipients) <= most
+            and self._may_join(last.recipients[0].domain, job.recipients[0].domain)
+        ):
             last.recipients += job.recipients  # another domain of the same site
             return
         if len(job.recipients) <= most:
@@ -155,9 +177,16 @@ class Sessions:
             _wake(destination.pacer)  # what it waits for may not bind this one
         self.pump(destination)
 
+    def _may_join(self, domain: str, other: str) -> bool:
+        """May both be in one transaction? What limits a domain is charged once for each transaction."""
+        return domain == other or not (self._traffic.limits_domain(domain) or self._traffic.limits_domain(other))
+
     def pump(self, destination: Destination) -> None:
         """Wake idle sessions for the waiting jobs, and open further ones."""
         if self._stopping:
+            return
+        if destination.retired:
+            self.put_back_retired(destination)
             return
         wanted = len(destination.line) - destination.woken
         while wanted > 0 and destination.idle:
@@ -193,16 +222,28 @@ class Sessions:
         """There are jobs and no connection: ask again soon, and have others give one up; or put all back."""
         loop = asyncio.get_running_loop()
         first = (destination.line.lane or 0) < FIRST_LANES
+        scarce = self._traffic.scarcest(destination.path)
+        crowded = destination.starving is None and scarce is not None and self.room_beside(scarce, first=first) <= 0
         destination.starving = destination.starving or loop.time()
         patience = PATIENCE_FIRST if first and not wait.seconds else PATIENCE
-        if wait.seconds > PATIENCE or loop.time() - destination.starving > patience:
+        if crowded or wait.seconds > PATIENCE or loop.time() - destination.starving > patience:
             self._sated(destination)
+            if scarce is not None and wait.seconds <= PATIENCE:
+                wait = self._traffic.line_up(scarce, first=first)
             self.postpone(destination, wait)
             return
+        if scarce is not None and destination.starves_for is None:
+            destination.starves_for = scarce.hold.meter.name, first
+            self._starving.setdefault(destination.starves_for, set()).add(destination)
         if not destination.signs:
             destination.signs = self._traffic.want(wait, first=first)
         if destination.again is None:
             destination.again = loop.call_later(max(wait.seconds, ASK_AGAIN), self._ask_again, destination)
+
+    def room_beside(self, scarce: Scarce, *, first: bool) -> int:
+        """How many more jobs may wait in memory for these connections, beside those that do."""
+        starving = self._starving.get((scarce.hold.meter.name, first), ())
+        return scarce.room - sum(len(destination.line) for destination in starving)
 
     def _ask_again(self, destination: Destination) -> None:
         destination.again = None
@@ -214,6 +255,12 @@ class Sessions:
 
     def _sated(self, destination: Destination) -> None:
         destination.starving = None
+        if destination.starves_for is not None:
+            starving = self._starving[destination.starves_for]
+            starving.discard(destination)
+            if not starving:
+                del self._starving[destination.starves_for]
+            destination.starves_for = None
         self._traffic.disconnect(destination.signs)
         destination.signs = ()
         if destination.again is not None:
@@ -251,7 +298,9 @@ class Sessions:
             destination.opening -= opening
             destination.sessions -= 1
             self._traffic.disconnect(holds)
-            if destination.line and not self._stopping and destination.blocked_until is None:
+            if destination.retired:
+                self.put_back_retired(destination)
+            elif destination.line and not self._stopping and destination.blocked_until is None:
                 self.pump(destination)
             self._back.forget(destination)
 
@@ -326,7 +375,7 @@ class Sessions:
         """The next job; None when there was none for a while, or at the end."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._config.delivery.idle
-        while not self._stopping:
+        while not self._stopping and not destination.retired:
             if destination.line and destination.pacer is None:
                 found = self._admitted(destination)
                 if isinstance(found, Job):
@@ -486,6 +535,7 @@ class Sessions:
     async def _block(self, destination: Destination, until: datetime, verdict: Verdict) -> None:
         destination.blocked_until = until
         destination.reason = f"{destination.route.site} cannot be reached: {verdict}"
+        destination.blocked_by_policy = verdict.kind is Kind.TLS and destination.route.tls.mode in ("dane", "sts")
         jobs = destination.line.clear()
         log.info(
             "site.blocked", site=destination.route.site, until=until.isoformat(), reply=str(verdict), jobs=len(jobs)
@@ -493,7 +543,7 @@ class Sessions:
         queues = {
             queue_of(recipient): (until, destination.reason)
             for job in jobs
-            if self._back.has_one_source(job.message.pool)
+            if not destination.blocked_by_policy and self._back.goes_for_queues(job)
             for recipient in job.recipients
         }
         self.leave(destination, jobs)
@@ -535,13 +585,13 @@ class Sessions:
     def put_off(self, jobs: Sequence[Job], wait: Wait) -> None:
         """Let the queues of the jobs wait: that ends for all of their mail at once when the reason goes.
 
-        Where other mail of a queue may leave by other sources, only the jobs wait.
+        Where other mail of a queue may leave another way, only the jobs wait.
         """
         now = self._clock()
         until = now + timedelta(seconds=wait.seconds)
         queues: dict[Queue, tuple[datetime, str]] = {}
         for job in jobs:
-            whole = wait.queue and self._back.has_one_source(job.message.pool)
+            whole = wait.queue and self._back.goes_for_queues(job)
             self._back.put_back([job], now if whole else until, wait.why)
             if whole and wait.seconds > 0:
                 queues |= {queue_of(recipient): (until, wait.why) for recipient in job.recipients}

@@ -7,7 +7,7 @@ claimed by queue: in each lane the flows take turns, and a queue whose path has 
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -16,8 +16,9 @@ import structlog
 from mailerd.config import Config
 from mailerd.delivery.attempt import Attempts, Job, Where
 from mailerd.delivery.destination import AFTER_CRASH, CRASHED, PATIENCE, Destination, Key, Sessions, key_of
+from mailerd.delivery.line import LEVELS, Line
 from mailerd.delivery.memory import FIRST_LANES, Memory
-from mailerd.delivery.paths import Path, Wait
+from mailerd.delivery.paths import Path, Scarce, Wait
 from mailerd.delivery.routing import NoRoute, Route, Router
 from mailerd.delivery.settler import Settler
 from mailerd.delivery.sources import Source, Sources
@@ -27,7 +28,7 @@ from mailerd.queue.commit import LOST
 from mailerd.queue.control import Selection
 from mailerd.queue.ids import format_message_id
 from mailerd.queue.journal import Journal
-from mailerd.queue.mail import Message, Queue, Recipient
+from mailerd.queue.mail import Message, Queue, Recipient, parts_of_flow
 from mailerd.queue.store import QueueStore, Settled
 from mailerd.queue.workers import FENCE, WorkerStore
 
@@ -41,7 +42,6 @@ LEAST_OF_FLOW = 16  # but so many of each; more would keep the loop from other w
 CLAIM_AT_ONCE = 500
 UNKNOWN_ROOM = 20  # recipients claimed of a queue whose route is not known yet
 LEAST_ROOM = 100  # jobs of a destination in memory; from there on as many as leave in two seconds
-STARVING_ROOM = 5  # jobs of a destination that gets no connection because other paths have them
 KEPT = 1_000  # jobs of a destination in memory, for accepted mail
 LOOKED_AFTER = 0.2  # seconds: claims that found only queues to put off are repeated after that
 
@@ -89,10 +89,14 @@ class Dispatcher:
         self._attempts = attempts
         self._memory = Memory(config.delivery)
         self._destinations: dict[Key, Destination] = {}
+        self._starving: dict[tuple[str, bool], int] = {}  # what a claim promises to paths without connection, as there
         self._claiming = asyncio.Lock()
         self._astray = False  # a claim may have been committed without our hearing of it
         self._wake = asyncio.Event()
         self._hungry = False  # there was more to claim than fitted
+        self._lined_up_until = (
+            0.0  # of the loop's clock: until then queues have their turns at connections that are full
+        )
         self._flows = FLOWS_AT_ONCE  # that the last look found mail of
         self._each = float(UNKNOWN_ROOM)  # recipients that a claim finds in a queue
         self._turns = dict.fromkeys(range(LANES), "")  # lane → the flow that had its turn last
@@ -102,11 +106,25 @@ class Dispatcher:
         self._routing: dict[tuple[str, str, str, str, bool], list[Job]] = {}
 
     def reconfigure(self, config: Config) -> None:
-        """Take new limits; sources, router and traffic are told by themselves."""
+        """Take new limits; sources, router and traffic are told before, by themselves."""
         self._config = config
         self._memory.reconfigure(config.delivery)
         self._sessions.reconfigure(config)
+        self._leave_removed()
         self.look_again()
+
+    def _leave_removed(self) -> None:
+        """Nothing more by sources that are not there any more, or are others now; nor for pools that have lost them."""
+        members = {pool: set(self._sources.of(pool)) for pool in self._config.pools}
+        kept = set().union(*members.values())
+        for destination in list(self._destinations.values()):
+            source = destination.source
+            why = f"source {source.name} was changed" if source.name else "the host name was changed"
+            if source not in kept:
+                self._sessions.retire(destination, why)
+                continue
+            having = {pool for pool, sources in members.items() if source in sources}
+            self.put_back(_without(destination.line, having), self._clock(), f"its pool has lost source {source.name}")
 
     # what fits into memory
 
@@ -137,7 +155,11 @@ class Dispatcher:
             return False
         if destination.stuck_until > asyncio.get_running_loop().time():
             return True
-        if message.lane < FIRST_LANES:
+        first = message.lane < FIRST_LANES
+        scarce = None if destination.sessions else self._traffic.scarcest(destination.path)
+        if scarce is not None and self._sessions.room_beside(scarce, first=first) <= 0:
+            return True
+        if first:
             return False
         if len(destination.line) >= KEPT:
             return True
@@ -239,12 +261,20 @@ class Dispatcher:
         for job in jobs:
             self._put(route, job)
 
-    def has_one_source(self, pool: str) -> bool:
-        """Does what holds for one source of the pool hold for all of its mail?"""
-        return len(self._sources.of(pool)) <= 1
+    def goes_for_queues(self, job: Job) -> bool:
+        """Does what holds for this job hold for all mail of its queues: has it the same source and the same way?"""
+        message = job.message
+        return (
+            message.require_tls is not False
+            and len(self._sources.of(message.pool)) <= 1
+            and not any(
+                self._router.depends_on_sender(domain, stream=message.stream, pool=message.pool)
+                for domain in {recipient.domain for recipient in job.recipients}
+            )
+        )
 
     def _choose(self, route: Route, job: Job) -> Destination | Wait:
-        """The destination by the first source that may send, or what the job waits for."""
+        """The destination by the first source that may send soon, or what the job waits for the shortest."""
         pool = job.message.pool
         provider = self._provider(job.recipients[0].domain, route)
         sources = self._sources.choose(
@@ -255,17 +285,18 @@ class Dispatcher:
         )
         if not sources:
             return Wait(0.0, self._sources.why_not(pool))
-        first: Wait | None = None
+        soonest: Wait | None = None
         for source in sources:
             path = self._traffic.path(source.name, route.site, provider)
-            wait = self._traffic.warming(path, 1)
+            wait = self._traffic.wait_of(path)
             if wait is None or wait.seconds <= PATIENCE:
                 return self._destination(route, source, path)
-            first = first or wait
-            if not self._traffic.overflows(source.name):
+            if soonest is None or wait.seconds < soonest.seconds:
+                soonest = wait
+            if self._traffic.warming(path, 1) is not None and not self._traffic.overflows(source.name):
                 break
-        assert first is not None
-        return first
+        assert soonest is not None
+        return soonest
 
     def _provider(self, domain: str, route: Route) -> str:
         return self._traffic.provider_of(domain, [host.name for host in route.hosts])
@@ -273,7 +304,7 @@ class Dispatcher:
     def _destination(self, route: Route, source: Source, path: Path) -> Destination:
         key = key_of(route, source, path.provider)
         destination = self._destinations.get(key)
-        if destination is None:
+        if destination is None or destination.retired:
             destination = self._destinations[key] = Destination(route, source, path)
         destination.route = route
         destination.path = path
@@ -302,9 +333,9 @@ class Dispatcher:
             ]
         )
 
-    async def hasten(self, reasons: Sequence[str]) -> None:
-        """What waits for a reason that begins with one of these is due now."""
-        await self._store.hasten(reasons, now=self._clock())
+    async def hasten(self, reasons: Sequence[str], *, effects: Sequence[int] | None = None) -> None:
+        """What waits for a reason in which one of these patterns is found, or any effect but `effects`, is due now."""
+        await self._store.hasten(reasons, now=self._clock(), effects=effects)
 
     async def block(self, queues: Mapping[Queue, tuple[datetime, str]]) -> None:
         await self._store.block(queues)
@@ -346,7 +377,8 @@ class Dispatcher:
             if claimed or more:
                 continue
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOKED_AFTER if put_off else POLL):
+                lined_up = asyncio.get_running_loop().time() < self._lined_up_until
+                async with asyncio.timeout(LOOKED_AFTER if put_off or lined_up else POLL):
                     await self._wake.wait()
 
     def wake(self) -> None:
@@ -376,10 +408,14 @@ class Dispatcher:
         )
         self._flows = len({(queue.lane, queue.flow) for queue in queues})
         more = self._next_turns(last, lanes)
+        self._starving.clear()
         wanted, put_off = self._sort_out(queues, min(room, CLAIM_AT_ONCE), min(bulk, CLAIM_AT_ONCE))
         if put_off:
             waits = {queue: (now + timedelta(seconds=wait.seconds), wait.why) for queue, wait in put_off.items()}
             await self._store.put_off(waits, now=now)
+            last_turn = max((wait.seconds for wait in put_off.values() if wait.full is not None), default=-math.inf)
+            lined_up_until = asyncio.get_running_loop().time() + last_turn + LOOKED_AFTER
+            self._lined_up_until = max(self._lined_up_until, lined_up_until)
         if not wanted:
             return 0, len(put_off), more
         claim = self._store.claim(wanted, now=now, worker=self._worker, bytes_=self._memory.bytes_left)
@@ -409,31 +445,31 @@ class Dispatcher:
     def _sort_out(self, queues: Sequence[Queue], room: int, bulk: int) -> tuple[dict[str, int], dict[Queue, Wait]]:
         """How much to claim of each queue, and which of them wait for what.
 
-        The lanes come one after the other; in a lane every flow gets an equal part of the room, and in a flow every
-        queue. What one leaves is there for the others at the next claim.
+        The precedences come one after the other; in each every tenant gets an equal part of the room, of that every
+        flow of its first priority, and in a flow every queue. What one leaves is for the others at the next claim.
         """
         wanted: dict[str, int] = {}
         put_off: dict[Queue, Wait] = {}
-        by_lane: dict[int, dict[str, list[tuple[Queue, int]]]] = {}
+        fitting: dict[int, dict[str, dict[int, dict[str, list[tuple[Queue, int]]]]]] = {}
         promised: dict[Key, int] = {}
         for queue in queues:
             found = self._room(queue, promised)
             if isinstance(found, Wait):
                 put_off[queue] = found
             elif found > 0:
-                by_lane.setdefault(queue.lane, {}).setdefault(queue.flow, []).append((queue, found))
-        for lane, flows in by_lane.items():
-            left = min(room, bulk) if lane >= FIRST_LANES else room
-            share = max(1, left // len(flows))
-            for members in flows.values():
-                each = max(1, share // len(members))
-                for queue, fits in members:
-                    take = min(each, fits, left)
-                    if take > 0:
-                        wanted[queue.name] = take
-                        left -= take
-                        room -= take
-                        bulk -= take if lane >= FIRST_LANES else 0
+                tenants = fitting.setdefault(queue.lane // LEVELS, {})
+                flows = tenants.setdefault(parts_of_flow(queue.flow)[0], {}).setdefault(queue.lane, {})
+                flows.setdefault(queue.flow, []).append((queue, found))
+        for precedence, tenants in fitting.items():
+            left = min(room, bulk) if precedence else room
+            share = max(1, left // len(tenants))
+            for lanes in tenants.values():
+                taken = _shared(lanes, min(share, left))
+                wanted |= taken
+                count = sum(taken.values())
+                left -= count
+                room -= count
+                bulk -= count if precedence else 0
         return wanted, put_off
 
     def _room(self, queue: Queue, promised: dict[Key, int]) -> int | Wait:
@@ -450,10 +486,13 @@ class Dispatcher:
         provider = self._provider(queue.domain, route)
         rooms: list[int] = []
         waits: list[Wait] = []
+        before = 0
         for source in self._sources.of(queue.pool):
             path = self._traffic.path(source.name, route.site, provider)
             key = key_of(route, source, provider)
-            found = self._room_of(self._destinations.get(key), path, promised.get(key, 0))
+            destination = self._destinations.get(key)
+            before += promised.get(key, 0) + (len(destination.line) if destination is not None else 0)
+            found = self._room_of(destination, path, promised.get(key, 0), first=queue.lane < FIRST_LANES)
             if isinstance(found, Wait):
                 waits.append(found)
             else:
@@ -461,11 +500,21 @@ class Dispatcher:
                 promised[key] = promised.get(key, 0) + min(found, math.ceil(self._each))
         if sum(rooms) > 0:
             return sum(rooms)
-        return min(waits, key=lambda wait: wait.seconds) if waits and not rooms else 0
+        if not waits or rooms:
+            return 0
+        soonest = min(waits, key=lambda wait: wait.seconds)
+        if not self._router.depends_on_sender(queue.domain, stream=queue.stream, pool=queue.pool):
+            return soonest
+        # Mail of some sender may go another way: it is seen when it is claimed, and the other mail waits by itself.
+        if soonest.full is None and before < UNKNOWN_ROOM:
+            return UNKNOWN_ROOM - before
+        return soonest._replace(seconds=min(soonest.seconds, POLL))
 
-    def _room_of(self, destination: Destination | None, path: Path, promised: int) -> int | Wait:
+    def _room_of(self, destination: Destination | None, path: Path, promised: int, *, first: bool) -> int | Wait:
         wait = self._traffic.wait_of(path)
         if destination is not None and (until := self._sessions.blocked(destination)) is not None:
+            if destination.blocked_by_policy:
+                return max(0, UNKNOWN_ROOM - promised)
             blocked = Wait((until - self._clock()).total_seconds(), destination.reason)
             if wait is None or wait.seconds < blocked.seconds:
                 wait = blocked
@@ -474,14 +523,27 @@ class Dispatcher:
         interval = self._traffic.interval(path)
         most = math.ceil(2 / interval) if interval else LEAST_ROOM + int(2 * self._traffic.measure(path))
         waiting = promised + (len(destination.line) if destination is not None else 0)
-        if (destination is None or not destination.sessions) and self._traffic.free(path) == 0:
-            # Either other workers of this node have its connections, and claim for them; or other paths of the provider
-            # have them all, and have to see that there is mail for this one too.
-            return 0 if self._traffic.full(path) else max(0, STARVING_ROOM - waiting)
+        if destination is None or not destination.sessions:
+            if self._traffic.full(path):
+                return 0  # other workers of this node have its connections, and claim for them
+            if (scarce := self._traffic.scarcest(path)) is not None:
+                return self._room_beside(scarce, path, most - waiting, first=first)
         if waiting < most:
             return most - waiting
-        why = f"{waiting} messages are before it on the path {path}"
+        before = "1 message is" if waiting == 1 else f"{waiting} messages are"
+        why = f"{before} before it on the path {path}"
         return Wait(self._traffic.postpone(path, Wait(0.0, why)), why)
+
+    def _room_beside(self, scarce: Scarce, path: Path, most: int, *, first: bool) -> int | Wait:
+        """As `_room`, of a path without connection: all those that share one with it have this room together."""
+        key = scarce.hold.meter.name, first
+        promised = self._starving.get(key, 0)
+        room = min(most, self._sessions.room_beside(scarce, first=first) - promised)
+        if room > 0:
+            self._starving[key] = promised + min(room, math.ceil(self._each))
+            return room
+        # With a connection of another worker, that one claims.
+        return 0 if path.meter.held else self._traffic.line_up(scarce, first=first)
 
     async def _taken(self, claim: Coroutine[object, object, list[Message]]) -> list[Message]:
         """Take in hand what the statement claims. When it fails, it may have claimed all the same."""
@@ -582,8 +644,36 @@ class Dispatcher:
         await self._settler.drained()
 
 
+def _without(line: Line, pools: Container[str]) -> list[Job]:
+    """Take the jobs out of the line that are of none of the pools."""
+    taken: list[Job] = []
+
+    def keep(job: Job) -> bool:
+        if job.message.pool not in pools:
+            taken.append(job)
+            return False
+        return True
+
+    line.filter(keep)
+    return taken
+
+
 def _split(job: Job, selection: Selection, chosen: list[Recipient]) -> bool:
     """Take the recipients that fit out of the job and add them to `chosen`; False when none is left."""
     chosen += [recipient for recipient in job.recipients if selection.matches(recipient)]
     job.recipients = [recipient for recipient in job.recipients if not selection.matches(recipient)]
     return bool(job.recipients)
+
+
+def _shared(lanes: Mapping[int, Mapping[str, Sequence[tuple[Queue, int]]]], room: int) -> dict[str, int]:
+    """How much to claim of the queues of one tenant, by name; what fits of each is given."""
+    wanted: dict[str, int] = {}
+    for lane in sorted(lanes):
+        part = max(1, room // len(lanes[lane]))
+        for members in lanes[lane].values():
+            each = max(1, part // len(members))
+            for queue, fits in members:
+                if (take := min(each, fits, room)) > 0:
+                    wanted[queue.name] = take
+                    room -= take
+    return wanted

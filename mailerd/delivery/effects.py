@@ -7,8 +7,11 @@ everybody can see it; workers read all of them again when they are told that som
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import product
 from typing import Literal
 
+from mailerd.config.shaping import MAX_EFFECT
+from mailerd.config.values import Rate
 from mailerd.db import Pool
 
 Kind = Literal["pause", "slow", "connections", "avoid"]
@@ -37,6 +40,7 @@ CANCEL = f"UPDATE effects SET until = $2 WHERE id = $1 AND until > $2 RETURNING 
 FORGET = "DELETE FROM effects WHERE until < $1"
 TELL = "SELECT pg_notify($1, $2)"
 AUDIT = "INSERT INTO audit (actor, action, data) VALUES ($1, $2, $3)"
+MOST_NARROW = 500  # effects for single sites: a stranger may have thousands of those, and answer what he likes
 KEEP = timedelta(days=7)  # effects that are over, for those who wonder what happened
 
 
@@ -97,6 +101,15 @@ def _rate(value: float) -> str:
     return f"{value * 60:.3g} messages a minute" if value * 60 >= 1 else f"{value * 3600:.3g} messages an hour"
 
 
+def value_of(kind: Kind, *, rate: Rate | None, connections: int | None) -> float:
+    """The value of a brake that somebody asks for. Raises ValueError for a number that belongs to another kind."""
+    if rate is not None and kind != "slow":
+        raise ValueError(f"a rate is for slow, not for {kind}")
+    if connections is not None and kind != "connections":
+        raise ValueError(f"a number of connections is for connections, not for {kind}")
+    return rate.count / rate.period if rate is not None else float(connections or 0)
+
+
 def by_operator(
     kind: Kind,
     *,
@@ -114,6 +127,8 @@ def by_operator(
     """A brake that somebody asks for. Raises ValueError when it would brake nothing, or not as it says."""
     if until <= now:
         raise ValueError("its end lies in the past")
+    if until - now > timedelta(seconds=MAX_EFFECT):
+        raise ValueError("it holds for 7d at most: a brake is no substitute for a limit")
     if not reason.strip():
         raise ValueError("it needs a reason, for those who wonder")
     if (tenant or campaign) and kind != "pause":
@@ -185,6 +200,9 @@ class Effects:
         self._store = store
         self._clock = clock
         self._active: list[Effect] = []
+        self._of_paths: dict[tuple[str, str, str], list[Effect]] = {}  # by source, provider and site, "" for any
+        self._of_mail: list[Effect] = []
+        self._narrow = 0
         self.generation = 0  # changes with every change: who keeps what fits asks again
 
     async def refresh(self) -> list[Effect]:
@@ -210,25 +228,39 @@ class Effects:
         return self._active
 
     def of_path(self, source: str, provider: str, site: str) -> list[Effect]:
-        return [effect for effect in self._active if effect.fits_path(source, provider, site)]
+        """Those that hold for all mail of the path, the one that ends first first; however many others there are."""
+        found = [
+            effect
+            for key in product({source, ""}, {provider, ""}, {site, ""})
+            for effect in self._of_paths.get(key, ())
+        ]
+        return sorted(found, key=lambda effect: (effect.until, effect.id)) if len(found) > 1 else found
 
     def of_mail(self, source: str, provider: str, site: str, tenant: str, campaign: str) -> list[Effect]:
         now = self._clock()
         return [
             effect
-            for effect in self._active
+            for effect in self._of_mail
             if effect.until > now and effect.fits_mail(source, provider, site, tenant, campaign)
         ]
 
     @property
     def any_of_mail(self) -> bool:
         """Is there an effect for a tenant or campaign at all?"""
-        return self._some_of_mail
+        return bool(self._of_mail)
 
-    _some_of_mail = False
+    @property
+    def crowded(self) -> bool:
+        """Are there so many for single sites that strangers' replies may make no more of them?"""
+        return self._narrow >= MOST_NARROW
 
     def _set(self, effects: Sequence[Effect]) -> None:
         if list(effects) != self._active:
             self._active = list(effects)
             self.generation += 1
-        self._some_of_mail = any(effect.tenant or effect.campaign for effect in effects)
+            self._of_mail = [effect for effect in effects if effect.tenant or effect.campaign]
+            self._of_paths = {}
+            for effect in effects:
+                if not effect.tenant and not effect.campaign:
+                    self._of_paths.setdefault((effect.source, effect.provider, effect.site), []).append(effect)
+            self._narrow = sum(bool(effect.site) and not effect.provider for effect in effects)

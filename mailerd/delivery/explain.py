@@ -6,6 +6,7 @@ of the configuration and the shaping rules.
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -21,6 +22,7 @@ from mailerd.config.places import exact_line_in
 from mailerd.config.shaping import DEFAULT, ShapingRules
 from mailerd.db import Pool
 from mailerd.delivery.control import Pace
+from mailerd.delivery.destination import PATIENCE
 from mailerd.delivery.effects import Effects, EffectStore
 from mailerd.delivery.explained import (
     Destination,
@@ -49,6 +51,7 @@ from mailerd.queue.mail import Queue
 from mailerd.queue.trace import TraceStore
 from mailerd.queue.views import QueueView
 from mailerd.queue.waiting import WaitingStore, WaitingView
+from mailerd.wire.address import domain_to_ascii
 
 MOST_RECIPIENTS = 1_000  # of a message that are shown
 MOST_DOMAINS = 20  # of a message that are explained: each may have to ask DNS
@@ -56,6 +59,8 @@ MOST_QUEUES = 20
 LATELY = 60.0  # seconds since the last message in which the rate of a path says something
 BY_DOMAIN = "providers that are told by the recipient's domain: ask for an address instead of a path"
 NOT_HERE = "what this node has open and has sent lately is unknown: {reason}"
+GONE = "there is no pool {pool} any more"
+WHAT_TO_DO = "{why}; put it back into the configuration, or give its mail up: mailerd queue bounce --pool {pool}"
 SITE = re.compile(r"\((?P<heads>[^()]*)\)(?P<optional>\?)?(?:\.(?P<common>.*))?")
 
 
@@ -145,13 +150,24 @@ class Explainer:
         finally:
             scene.close()
         return Explanation(
-            asked=str(message_id), destinations=list(found.values()), waiting=waiting, unknown=scene.unknown
+            asked=str(message_id),
+            destinations=list(found.values()),
+            waiting=[self._as_it_is(view) for view in waiting],
+            unknown=scene.unknown,
         )
 
+    def _as_it_is(self, view: WaitingView) -> WaitingView:
+        """What a recipient waited for when its pool was still there says nothing now."""
+        return view if view.pool in self._config.pools else replace(view, reason=GONE.format(pool=view.pool))
+
     async def path(self, source: str | None, site: str) -> Explanation:
-        """The path from a source to a site, or (None) those from all sources that were used for it or may be."""
+        """The path from a source to a site, or (None) those from all sources that were used for it or may be.
+
+        Raises LookupError for a source or site that there is not.
+        """
         scene = await self._look()
         try:
+            await scene.check_path(source, site)
             names = [source] if source is not None else scene.sources_at(site)
             paths = [await scene.path(name, site, scene.provider_of_site(site)) for name in names]
         finally:
@@ -288,6 +304,8 @@ class _Scene:
             rule=None if number is None else Rule(number=number, place=place),
             queues=[self._queue(view) for view in queues],
         )
+        if pool not in self._config.pools:
+            return replace(made, next=f"nothing: {WHAT_TO_DO.format(why=GONE.format(pool=pool), pool=pool)}")
         if isinstance(route, NoRoute):
             return _refused(made, route)
         hosts = [host.name for host in route.hosts]
@@ -348,7 +366,7 @@ class _Scene:
         if waiting is not None and waiting.state == "held":
             return f"nothing, until it is released: {waiting.reason}", None
         if waiting is not None and waiting.due_at > now:
-            return f"an attempt from {_name(usable[0].source)}; until then: {waiting.reason}", waiting.due_at
+            return self._next_when_due(usable, waiting, now)
         blocks = [each.queue for each in made.queues if each.queue.stream == made.stream and each.queue.pool == pool]
         blocked = next((view for view in blocks if view.blocked_until is not None and view.blocked_until > now), None)
         if blocked is not None:
@@ -358,21 +376,41 @@ class _Scene:
         )
         if own is not None:
             return f"an attempt; until then: {own[1].name} ({own[1].place})", own[0]
-        chosen = self._chosen(usable)
+        chosen = self._chosen(usable, 0.0)
         if chosen.waits is not None:
             return f"an attempt from {_name(chosen.source)}; until then: {chosen.waits.reason}", chosen.waits.until
         host = self._first_host(chosen, route)
         return f"an attempt at once from {_name(chosen.source)} to {host.name} [{host.address}]:{host.port}", None
 
-    def _chosen(self, usable: Sequence[PathView]) -> PathView:
-        """The path that the dispatcher would take: the first one whose warm-up has room, if it may go on to others."""
+    def _next_when_due(
+        self, usable: Sequence[PathView], waiting: WaitingView, now: datetime
+    ) -> tuple[str, datetime | None]:
+        """What would happen to a recipient that was put off: at its time, or later if all paths wait longer."""
+        due = waiting.due_at
+        chosen = self._chosen(usable, (due - now).total_seconds())
+        waits = chosen.waits
+        if waits is not None and waits.until is not None and waits.until > due + timedelta(seconds=PATIENCE):
+            return f"an attempt from {_name(chosen.source)}; until then: {waits.reason}", waits.until
+        reason = waiting.reason or "it is not due"
+        return f"an attempt from {_name(chosen.source)}; put off until then: {reason}", due
+
+    def _chosen(self, usable: Sequence[PathView], after: float) -> PathView:
+        """The path that the dispatcher would take in so many seconds.
+
+        The first one that does not wait by then, or that waits least; mail that may not go on to the sources after one
+        whose warm-up is used up waits for that.
+        """
+        soonest, least = usable[0], math.inf
         for view in usable:
             path = self._traffic.path(view.source, view.site, view.provider)
-            if self._traffic.warming(path, 1) is None:
+            wait = self._traffic.wait_of(path)
+            if wait is None or wait.seconds <= after + PATIENCE:
                 return view
-            if not self._traffic.overflows(view.source):
+            if wait.seconds < least:
+                soonest, least = view, wait.seconds
+            if self._traffic.warming(path, 1) is not None and not self._traffic.overflows(view.source):
                 break
-        return usable[0]
+        return soonest
 
     def _first_host(self, path: PathView, route: Route) -> Host:
         fitting = (h for h in route.hosts if path.address is None or (":" in path.address) == (":" in h.address))
@@ -392,11 +430,45 @@ class _Scene:
         return "nothing is published about it"
 
     def _queue(self, view: QueueView) -> WaitingQueue:
+        if view.pool not in self._config.pools:
+            gone = Waiting(reason=GONE.format(pool=view.pool), until=None)
+            return WaitingQueue(queue=replace(view, blocked_until=None, reason=""), waits=gone)
         flow = view.name.split("/", 3)[2] if view.name.count("/") >= 3 else ""
         wait = self._traffic.wait_of_queue(Queue(view.name, 0, flow, view.pool))
         return WaitingQueue(queue=view, waits=self._waiting(wait))
 
     # paths
+
+    async def check_path(self, source: str | None, site: str) -> None:
+        """Raises LookupError for a source or site that there is not."""
+        used = self.paths_used()
+        if source and source not in self._config.sources and (source, site) not in used:
+            raise LookupError(f"there is no source {source!r}, only {', '.join(self._config.sources) or 'none'}")
+        # What the ledger does not say, nobody knows.
+        if self.unknown or any(at == site for _, at in used) or site in self._fixed_sites():
+            return
+        place = await self._site_of(site)
+        if place != site:
+            where = f"{site} is at {place}" if place else "nothing was sent to one of that name from here lately"
+            raise LookupError(f"there is no site {site!r}; {where}")
+
+    def _fixed_sites(self) -> set[str]:
+        """The sites that the configuration or a brake names."""
+        fixed = {effect.site for effect in self._effects.active}
+        for rule in self._config.routes:
+            site = ",".join(str(host).removesuffix(":25") for host in rule.hosts)
+            fixed.add(f"{rule.auth.username}@{site}" if rule.auth else site)
+        return fixed
+
+    async def _site_of(self, domain: str) -> str:
+        """The site of a domain; "" for what is none, or has none."""
+        try:
+            name = domain if domain.startswith("[") else domain_to_ascii(domain)
+        except ValueError:
+            return ""
+        stream, settings = next(iter(self._config.streams.items()))
+        route = await self._router.route(name, sender="", stream=stream, pool=settings.pool)
+        return route.site if isinstance(route, Route) else ""
 
     async def path(self, source: str, site: str, provider: str) -> PathView:
         path = self._traffic.path(source, site, provider)
@@ -404,7 +476,7 @@ class _Scene:
             self._looked.add(path.book)
             await self._warmups.look(path.book)
         settings = self._config.sources.get(source)
-        address = settings.address if settings else None
+        address = str(settings.address) if settings and settings.address is not None else None
         reason = self._states.failing.get(source, "")
         if source and settings is None:
             reason = "no source of the configuration has this name"
@@ -424,7 +496,7 @@ class _Scene:
             lately=round(pace.flow, 3) if now - pace.touched < LATELY else 0.0,
             limits=limits + self._further(path, {limit.name for limit in limits}),
             effects=[effect_view(effect) for effect in self._effects.of_path(source, provider, site)],
-            waits=self._waiting(self._wait_of(path)),
+            waits=self._waiting(Wait(0.0, f"it sends nothing: {reason}") if reason else self._wait_of(path)),
         )
 
     def _wait_of(self, path: Path) -> Wait | None:
@@ -445,7 +517,7 @@ class _Scene:
         if settings.connections is not None:
             values["connections"] = (f"{settings.connections} connections", f"{path.meter.held} open")
         if settings.message_rate is not None:
-            values["message_rate"] = (f"{settings.message_rate.count} in {settings.message_rate.period:g} s", "")
+            values["message_rate"] = (str(settings.message_rate), "")
         for key in ("messages_per_connection", "recipients_per_transaction"):
             if (value := getattr(settings, key)) is not None:
                 values[key] = (str(value), "")

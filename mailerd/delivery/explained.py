@@ -55,7 +55,8 @@ class PathView(Explained, frozen=True, kw_only=True):
     """One source at one site, as this node sees it. `source` "": the system chooses the address.
 
     `state`: `ok`; `failing`, out of its pools; `elsewhere`, its address is another node's. `connections` are open now,
-    `lately` is how many messages a second were accepted. `waits`: what the next message waits for; None: it may leave.
+    `lately` is how many messages a second were accepted. `waits`: what the next message waits for, or why none is sent
+    at all; None: it may leave.
     """
 
     source: str

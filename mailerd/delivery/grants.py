@@ -28,8 +28,7 @@ OBEYED = 3.0  # seconds after which all workers, who look every second, follow a
 
 MAX_METERS = 5_000  # of limits that one worker watches
 
-OTHERS = "other nodes"  # names in the ledger
-GRANT = "grant "
+GRANT = "grant "  # before names in the ledger
 
 # One statement: what the others hold is read and our own row written under one lock.
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('mailerd grants', 0))"
@@ -99,11 +98,11 @@ class Grants:
         self._now = monotonic
         self._meters: dict[str, int] = {}  # name → limit when it counts connections, else 0
         self.generation = 0
-        self._last: tuple[float, ...] = (0.0,)
+        self._last: tuple[float, ...] = (True,)
         self._lowered: dict[str, tuple[float, float]] = {}  # name → grant that is not in the table yet, since when
 
     def alone(self) -> bool:
-        return self._ledger.meter(OTHERS).state()[0] == 0.0
+        return self._ledger.alone
 
     def share(self, name: str) -> float:
         """The fraction of a rate that this node may use."""
@@ -124,9 +123,9 @@ class Grants:
 
     def look(self) -> None:
         """Notice whether grants changed, so that paths are computed anew; cheap, to be called every second."""
-        others = self._ledger.meter(OTHERS).state()[0]
-        state: tuple[float, ...] = (others,)
-        if others:
+        alone = self.alone()
+        state: tuple[float, ...] = (alone,)
+        if not alone:
             state += tuple(self._ledger.meter(f"{GRANT}{name}").state()[0] for name in self._meters)
         if state != self._last:
             self._last = state
@@ -134,11 +133,10 @@ class Grants:
 
     def seen(self, nodes: Sequence[str]) -> None:
         """These nodes live. Others, once seen, end our being alone at once; when they are gone, so are their grants."""
-        others = float(any(node != self._node for node in nodes))
-        meter = self._ledger.meter(OTHERS)
-        if meter.state()[0] != others:
-            self._ledger.update(meter, lambda state: (others, *state[1:]))
-            log.info("nodes.changed", alone=not others)
+        alone = all(node == self._node for node in nodes)
+        if self._ledger.alone != alone:
+            self._ledger.alone = alone
+            log.info("nodes.changed", alone=alone)
             self.generation += 1
 
     async def begin(self) -> None:

@@ -1,16 +1,25 @@
-"""HTTPS to hosts that strangers name: by our own resolver, to no private address, without redirects and proxies."""
+"""HTTPS to hosts that strangers name: by our own resolver, to no private address, without redirects and proxies.
+
+What they send is bounded in time and bytes, whatever it is: `MAX_RECEIVED` also ends endless headers, interim answers
+and chunk extensions, which the body does not show.
+"""
 
 import asyncio
 import ipaddress
 import ssl
 from errno import EHOSTUNREACH
+from functools import partial
 from socket import AF_INET, AF_INET6, AF_UNSPEC, AddressFamily
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from mailerd.delivery.resolver import Failed, Found, Resolver, is_private
+from mailerd.delivery.tls_client import web_context
+
+MAX_RECEIVED = 1024 * 1024  # bytes of one connection, TLS taken off
 
 
 class Outside:
@@ -19,7 +28,7 @@ class Outside:
     def __init__(self, resolver: Resolver, *, allow_private: bool, tls: ssl.SSLContext | None = None) -> None:
         self._names = _Names(resolver, allow_private=allow_private)
         self._allow_private = allow_private
-        self._tls = tls
+        self._tls = tls or web_context()
 
     async def post(self, url: str, body: bytes, *, content_type: str, timeout: float) -> int:
         """The status of the answer, whose body nobody reads. Raises OSError or aiohttp.ClientError without one."""
@@ -63,8 +72,10 @@ class Outside:
             resolver=self._names,
             use_dns_cache=False,
             force_close=True,
-            ssl=self._tls if self._tls is not None else True,
+            ssl=self._tls,
         )
+        # aiohttp has no public way to say this.
+        connector._factory = partial(_Bounded, loop=asyncio.get_running_loop())  # type: ignore[assignment]
         return aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=timeout),
@@ -81,6 +92,20 @@ class Outside:
             return
         if not self._allow_private and is_private(str(address)):
             raise OSError(f"{host} is an address of a private network")
+
+
+class _Bounded(ResponseHandler):
+    """A connection that ends when too much came over it."""
+
+    _received = 0
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received <= MAX_RECEIVED:
+            super().data_received(data)
+        elif self.transport is not None:
+            self.set_exception(aiohttp.ClientPayloadError(f"more than {MAX_RECEIVED} bytes"))
+            self.transport.abort()
 
 
 class _Names(AbstractResolver):

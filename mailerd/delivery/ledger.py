@@ -4,8 +4,11 @@ The counts stand in a file that all workers have mapped. A change is made under 
 frees when its holder dies, and takes a few microseconds. A rate is kept as one date, the *theoretical arrival time* of
 the generic cell rate algorithm (GCRA, ITU-T I.371): when the debt of what was taken will have run out.
 
-Layout: a header, then four tables with a row for every record: key, numbers, connections of every worker, name. Rows
-are found by open addressing: a name stands within `WINDOW` rows of its home, before any row that was never used.
+The main process holds the file open and hands it to the workers, who so count in one whatever becomes of its name.
+
+Layout: a header and a flag, then four tables with a row for every record: key, numbers, connections of every worker,
+name. Rows are found by open addressing: a name stands within `WINDOW` rows of its home, before any row that was never
+used.
 """
 
 import fcntl
@@ -37,6 +40,7 @@ FULL = 1.0  # seconds to wait when no row is free
 
 MAGIC = b"mailerd ledger 1"
 HEADER = struct.Struct("=16sII64s")  # magic, slots, records, boot id: a monotonic clock means nothing after a boot
+ALONE = 1024  # byte with the flag: 0 when no other node shares our limits
 PAGE = 4096  # bytes before the tables
 TAT, INTERVAL, TOUCHED, OWN = 0, 1, 2, 3  # columns of the numbers; `OWN` begins the state
 NUMBERS = 12  # columns, the last one unused
@@ -133,9 +137,7 @@ class Ledger:
     ) -> None:
         if not 0 <= slot < slots:
             raise ValueError(f"slot {slot} of {slots}")
-        salt = boot_id()
-        file = _open(path, HEADER.pack(MAGIC, slots, records, salt), _Tables.size(slots, records))
-        self._use(file, slot, slots, records, salt, clock)
+        self._use(open_ledger(path, slots, records), slot, slots, records, boot_id(), clock)
         self.forget(slot)
 
     def _use(self, file: FileIO, slot: int, slots: int, records: int, salt: bytes, clock: Callable[[], float]) -> None:
@@ -195,6 +197,15 @@ class Ledger:
         self._tables.release()
         self._map.close()
         self._file.close()
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other node shares our limits, as was last said. In no row, so that no name can push it out."""
+        return not self._map[ALONE]
+
+    @alone.setter
+    def alone(self, alone: bool) -> None:
+        self._map[ALONE] = not alone
 
     def meter(self, name: str) -> Meter:
         """The meter of that name. Cheap, and no row is used before the first charge, hold or update."""
@@ -447,6 +458,19 @@ def _encoded(name: str) -> bytes:
 
 def _meters(holds: Sequence[Hold], charges: Sequence[Charge]) -> list[Meter]:
     return [hold.meter for hold in holds] + [charge.meter for charge in charges]
+
+
+def handed_on(descriptor: int) -> Path:
+    """The path of a ledger whose descriptor this process inherited, also when the file has no name any more.
+
+    To be opened anew: with one open file for all, the lock would shut out nobody.
+    """
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
+def open_ledger(path: Path, slots: int, records: int = RECORDS) -> FileIO:
+    """The file of a ledger; made, with all its disk space, when there is none that fits. Raises OSError."""
+    return _open(path, HEADER.pack(MAGIC, slots, records, boot_id()), _Tables.size(slots, records))
 
 
 def _open(path: Path, header: bytes, size: int) -> FileIO:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
 
-from mailerd.config import Config
+from mailerd.config import Config, Rate
 from mailerd.config.shaping import DEFAULT, ReplyRule
 from mailerd.delivery import control
 from mailerd.delivery.bounds import MANY
@@ -22,6 +22,8 @@ from mailerd.delivery.warmup_budgets import WarmUps
 
 FLUSH = 0.25  # seconds: deliveries are told to the control loop together
 FORGET_LEARNT = 86_400.0  # seconds
+FORGET_GUESSED = 3_600.0  # seconds: one recipient's own limit looks the same as that of a host
+LEAST_GUESSED = 10  # recipients of a transaction; fewer only if the host says how many
 PATH = re.compile(r"[^> ]*>[^#! ]*")  # a meter that is a path's own
 THROTTLING = frozenset({Kind.RATE_LIMITED, Kind.SPAM_BLOCK})
 
@@ -35,7 +37,7 @@ class Asked(Enum):
 
 
 class Lessons:
-    """Listens to the results of one worker. `brake` lets an effect hold."""
+    """Listens to the results of one worker. `brake` lets an effect hold; `crowded`: sites of strangers get no more."""
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class Lessons:
         warmups: WarmUps,
         clock: Callable[[], datetime],
         brake: Callable[[Effect], None],
+        crowded: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
@@ -54,6 +57,7 @@ class Lessons:
         self._warmups = warmups
         self._clock = clock
         self._brake = brake
+        self._crowded = crowded
         self._now = monotonic
 
     def reconfigure(self, config: Config, book: RuleBook) -> None:
@@ -121,17 +125,20 @@ class Lessons:
 
     def _obey(self, path: Path, rule: ReplyRule, place: str, text: str) -> None:
         """Let the rule's effect hold, if it has been set off often enough."""
-        if rule.after is not None and not self._often(path, rule.id, rule.after.count, rule.after.period):
+        narrow = rule.scope == "path" or path.provider == DEFAULT
+        where = path.site if narrow else path.provider
+        if rule.after is not None and not self._often(f"{rule.id} {path.source}>{where}", rule.after):
             return
+        if path.provider == DEFAULT and self._crowded():
+            return  # the control loop slows it down all the same
         now = self._clock()
-        narrow = rule.scope == "path"
         self._brake(
             Effect(
                 id=0,
                 kind=rule.effect,
                 source=path.source,
                 provider="" if narrow else path.provider,
-                site=path.site if narrow or path.provider == DEFAULT else "",
+                site=path.site if narrow else "",
                 tenant="",
                 campaign="",
                 value=rule.rate.count / rule.rate.period if rule.rate else float(rule.connections or 0),
@@ -143,16 +150,20 @@ class Lessons:
         )
 
     def _learn(self, path: Path, learnt: Learnt, sent: int) -> None:
-        """A host said what is too much; a day later we try again."""
+        """A host said what is too much; a day later we try again, or an hour, if it did not say how much may be."""
         if learnt.key == "messages_per_connection":
             path.most_messages = max(1, min(path.most_messages or MANY, learnt.limit or max(1, sent - 1)))
         elif learnt.key == "recipients_per_transaction":
             most = min(path.most_recipients or MANY, path.limits.per_path.recipients_per_transaction or MANY)
-            path.most_recipients = max(1, learnt.limit or most // 2)
+            if learnt.limit is None and path.guessed_at is None:
+                path.guessed_at = self._now()
+            path.most_recipients = learnt.limit or max(min(LEAST_GUESSED, most), most // 2)
         path.learnt_at = self._now()
 
     def forget_old(self, path: Path) -> None:
-        """What a host taught us is tried anew after a day."""
+        """What a host taught us is tried anew after a day; what it made us guess, an hour after the first time."""
+        if path.guessed_at is not None and self._now() - path.guessed_at > FORGET_GUESSED:
+            path.guessed_at = path.most_recipients = None
         if self._now() - path.learnt_at > FORGET_LEARNT:
             path.most_messages = path.most_recipients = None
 
@@ -164,21 +175,21 @@ class Lessons:
         for path in paths:
             path.looked = -math.inf
 
-    def _often(self, path: Path, rule: str, count: int, period: float) -> bool:
-        """Has it happened `count` times within the period, counted over all workers of this node?"""
+    def _often(self, what: str, after: Rate) -> bool:
+        """Has it happened so many times within the period, counted over all workers of this node?"""
         now = self._now()
         seen = 0.0
 
         def one_more(state: tuple[float, ...]) -> tuple[float, ...]:
             nonlocal seen
             begun, number, *rest = state
-            if now - begun > period:
+            if now - begun > after.period:
                 begun, number = now, 0.0
             seen = number + 1
             return (begun, seen, *rest)
 
-        self._ledger.update(self._ledger.meter(f"rule {rule} {path.source}>{path.provider}"), one_more)
-        return seen >= count
+        self._ledger.update(self._ledger.meter(f"rule {what}"), one_more)
+        return seen >= after.count
 
     def flush(self, path: Path) -> None:
         """Tell the control loop what was delivered."""

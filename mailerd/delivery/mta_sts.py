@@ -23,7 +23,9 @@ from mailerd.db import Pool
 from mailerd.delivery import tls_policy
 from mailerd.delivery.https import Outside
 from mailerd.delivery.resolver import Failed, Found, Resolver, SingleFlight
+from mailerd.delivery.tls_client import web_context
 from mailerd.delivery.tls_policy import TlsOutcome
+from mailerd.delivery.turns import Turns, party_of
 
 log = structlog.get_logger()
 
@@ -32,10 +34,13 @@ MAX_AGE = 31_557_600  # seconds (section 3.2)
 MAX_MX = 100  # patterns; nobody has so many hosts
 MAX_TEXT = 4_000  # characters of a policy that are kept for reports
 MAX_KEPT = 5_000  # policies in memory
-MAX_FETCHES = 20  # under way at once
-FETCH_TIMEOUT = 60.0  # seconds (section 3.3)
+MAX_FETCHES = 200  # under way at once: many, so that slow web servers leave room for others
+MAX_OF_PARTY = 4  # of them for the names of one registered domain
+FETCH_TIMEOUT = 12.0  # seconds; section 3.3 suggests 60, which is 12 times as long as mail waits
 PATIENCE = 5.0  # seconds that mail waits for a policy that has to be fetched
 FAILED_FOR = 300.0  # seconds until a failed fetch is tried again (section 3.3)
+READ_AGAIN = (0.1, 0.4, 1.5)  # seconds: a database that restarts is asked again after these
+UNREAD_FOR = 3.0  # seconds that nothing is known because the database could not be read
 WAITING_FOR = 30.0  # seconds that mail goes without a policy whose fetch takes longer than PATIENCE
 SHORTEST = 60.0  # seconds that an answer is relied upon, however short its max_age
 LONGEST = 3_600.0  # seconds that an answer is relied upon, whatever the TTL of the record
@@ -60,10 +65,14 @@ class StsPolicy:
 
 
 class Known(NamedTuple):
-    """The policy in force for a domain, if any, and until when (the resolver's clock) that need not be asked again."""
+    """The policy in force for a domain, if any, and until when (the resolver's clock) that need not be asked again.
+
+    `unread`: there may be one, seen earlier: the database did not tell. To send without it would undo its promise.
+    """
 
     policy: StsPolicy | None
     expires: float
+    unread: bool = False
 
 
 def record_id(texts: Sequence[str]) -> str:
@@ -175,12 +184,12 @@ class StsPolicies:
         self._note = note
         self._patience = patience
         self._port = port
-        self._tls = ssl.create_default_context(cafile=trust)
+        self._tls = web_context(trust)
         self._web = Outside(resolver, allow_private=allow_private, tls=self._tls)
         self._kept: OrderedDict[str, StsPolicy] = OrderedDict()
         self._failed: OrderedDict[str, float] = OrderedDict()  # until when, by the resolver's clock
         self._flights: SingleFlight[str, StsPolicy | None] = SingleFlight()
-        self._room = asyncio.Semaphore(MAX_FETCHES)
+        self._turns = Turns(MAX_FETCHES, each=MAX_OF_PARTY)
 
     def reconfigure(self, *, allow_private: bool) -> None:
         """Fetch from private addresses from now on, or no longer."""
@@ -188,7 +197,8 @@ class StsPolicies:
 
     async def policy(self, domain: str) -> Known:
         """The policy of `domain` (A-labels). Waits for one that has to be fetched, but not for long."""
-        answer, policy = await asyncio.gather(self._resolver.txt(f"_mta-sts.{domain}"), self._stored(domain))
+        answer, stored = await asyncio.gather(self._resolver.txt(f"_mta-sts.{domain}"), self._stored(domain))
+        policy, unread = stored
         now = self._resolver.clock()
         announced = record_id(answer.records) if isinstance(answer, Found) else ""
         expires = now + FAILED_FOR if isinstance(answer, Failed) else min(answer.expires, now + LONGEST)
@@ -197,6 +207,8 @@ class StsPolicies:
             policy = fetched or policy
         elif announced and policy is not None and policy.fetched_at + REFRESH_AFTER < self._clock():
             self._start(domain, announced)
+        if policy is None and unread:
+            return Known(None, min(expires, now + UNREAD_FOR), unread=True)
         if policy is not None:
             left = (policy.expires_at - self._clock()).total_seconds()
             expires = min(expires, now + max(left, SHORTEST))
@@ -226,18 +238,29 @@ class StsPolicies:
     async def close(self) -> None:
         await self._flights.close()
 
-    async def _stored(self, domain: str) -> StsPolicy | None:
-        policy = self._kept.get(domain)
+    async def _stored(self, domain: str) -> tuple[StsPolicy | None, bool]:
+        """The policy that was seen earlier and is in force, and whether one may be there that cannot be read."""
+        policy, unread = self._kept.get(domain), False
         over = policy is None or policy.expires_at <= self._clock()
         if over and self._store is not None:  # another worker may have a younger one
             try:
-                policy = await self._store.read(domain)
+                policy = await self._read(self._store, domain)
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 log.warning("sts.not_read", domain=domain, reason=str(error))
+                unread = True
         if policy is None or policy.expires_at <= self._clock():
-            return None
+            return None, unread
         self._keep(domain, policy)
-        return policy
+        return policy, False
+
+    async def _read(self, store: StsStore, domain: str) -> StsPolicy | None:
+        """From a database that may be busy starting again; raises its last error."""
+        for pause in READ_AGAIN:
+            try:
+                return await store.read(domain)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await asyncio.sleep(pause)
+        return await store.read(domain)
 
     def _keep(self, domain: str, policy: StsPolicy) -> None:
         self._kept[domain] = policy
@@ -247,6 +270,9 @@ class StsPolicies:
 
     async def _fetched(self, domain: str, announced: str, expires: float) -> tuple[StsPolicy | None, float]:
         """The policy that `announced` stands for, None without one for now, and until when to rely on that."""
+        kept = self._kept.get(domain)
+        if kept is not None and kept.id == announced and kept.expires_at > self._clock():
+            return kept, expires  # others fetched it while the database was read
         now = self._resolver.clock()
         if (until := self._failed.get(domain, now)) > now:
             return None, min(expires, until)
@@ -265,7 +291,7 @@ class StsPolicies:
     async def _fetch(self, domain: str, announced: str) -> StsPolicy | None:
         """Get the policy and keep it; None, and a word for the report, when that fails."""
         try:
-            async with self._room:
+            async with self._turns.slot(party_of(domain)):
                 policy = parse_policy(await self._get(domain), announced, self._clock())
         except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
             result, text = _explained(error)

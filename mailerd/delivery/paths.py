@@ -37,14 +37,26 @@ class Wait(NamedTuple):
 
 
 class Cause(NamedTuple):
-    """What binds, and where it is set: `file:line` or a key of the configuration. `queue`: a whole queue, if any."""
+    """What binds, and where it is set: `file:line` or a key of the configuration. `queue`: a whole queue, if any.
+
+    `allows`: in the words of the configuration, such as `100/h`; "" where no words set it.
+    """
 
     name: str
     place: str
     queue: bool = True
+    allows: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.place})"
+
+
+class Scarce(NamedTuple):
+    """Connections that several paths share. `room`: how many jobs without one may wait for them in memory."""
+
+    hold: Hold
+    cause: Cause
+    room: int
 
 
 class Constraint(NamedTuple):
@@ -86,6 +98,7 @@ class Path:
     rate: float = 0.0  # messages a second of this worker, measured
     most_messages: int | None = None  # of a connection, as the host taught us
     most_recipients: int | None = None
+    guessed_at: float | None = None  # when `most_recipients` began to be a guess
     learnt_at: float = 0.0
     leaving: int = 0  # connections of this worker that say QUIT
     wishes: list[tuple[Meter, Meter]] = field(default_factory=list)  # of each hold: who wants it first, and who at all

@@ -32,6 +32,7 @@ import structlog
 
 from mailerd import config
 from mailerd.delivery.dane import Tlsa
+from mailerd.delivery.turns import Turns, party_of
 
 log = structlog.get_logger()
 
@@ -41,9 +42,34 @@ MAX_NEGATIVE_TTL = 900.0  # seconds that a "no" is believed, whatever the SOA sa
 FAILED_TTL = 5.0  # seconds
 FIRST_ROUND = 1 / 3  # of the time: one try at each name server; the second round has the rest
 MAX_QUERIES = 256  # under way at once: each holds a socket
+MAX_OF_PARTY = 64  # of them for the names of one registered domain
 EDNS_PAYLOAD = 1232  # bytes: not fragmented on any path
 PROVEN_FOR = 300.0  # seconds until name servers have to show again that they validate
 UNPROVEN_FOR = 30.0  # seconds until they may try again
+
+# What Python calls global, or not, depends on its version; these lead into private networks, or nowhere, with all.
+PRIVATE = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "192.0.0.0/24",
+            "192.88.99.0/24",  # 6to4 relays (RFC 7526)
+            "64:ff9b:1::/48",  # NAT64 of a network's own (RFC 8215): only it knows where the IPv4 address stands
+            "2001::/23",  # Teredo and others
+            "3fff::/20",  # documentation (RFC 9637)
+            "5f00::/16",  # segment routing (RFC 9602)
+            "fec0::/10",  # site-local (RFC 3879)
+        ),
+    )
+)
+# What stands for an IPv4 address, and the bits that follow that address.
+EMBEDDING = (
+    (ipaddress.IPv6Network("::ffff:0:0/96"), 0),  # mapped (RFC 4291 section 2.5.5.2)
+    (ipaddress.IPv6Network("::ffff:0:0:0/96"), 0),  # translated (RFC 2765)
+    (ipaddress.IPv6Network("::/96"), 0),  # compatible (RFC 4291 section 2.5.5.1)
+    (ipaddress.IPv6Network("64:ff9b::/96"), 0),  # NAT64 (RFC 6052)
+    (ipaddress.IPv6Network("2002::/16"), 80),  # 6to4 (RFC 3056)
+)
 
 Record = TypeVar("Record")
 Key = TypeVar("Key")
@@ -139,9 +165,13 @@ def system_nameservers() -> tuple[NameServer, ...]:
 def is_private(address: str) -> bool:
     """Whether an address is not of the public Internet: private, loopback, link-local, unspecified, multicast …"""
     ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return ip.is_multicast or not ip.is_global
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = next((_embedded(ip, behind) for network, behind in EMBEDDING if ip in network), ip)
+    return ip.is_multicast or not ip.is_global or any(ip in network for network in PRIVATE)
+
+
+def _embedded(ip: ipaddress.IPv6Address, behind: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.IPv4Address((int(ip) >> behind) & 0xFFFF_FFFF)
 
 
 class SingleFlight(Generic[Key, Value]):
@@ -189,10 +219,15 @@ class Resolver:
         self._settings = settings
         self._cache: OrderedDict[tuple[str, str], Answer[Any]] = OrderedDict()
         self._flights: SingleFlight[tuple[str, str], Answer[Any]] = SingleFlight()
-        self._room = asyncio.Semaphore(MAX_QUERIES)
+        self._turns = Turns(MAX_QUERIES, each=MAX_OF_PARTY)
         self._doubt = _doubt(settings, self.nameservers)
         self._proof = _Proof("", float("-inf"))
         self._proofs: SingleFlight[str, None] = SingleFlight()
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that one lookup takes at most, once it has begun."""
+        return self._settings.timeout
 
     async def mx(self, name: str) -> Answer[Mx]:
         """The mail exchangers, most preferred first, names of one preference in alphabetical order."""
@@ -232,7 +267,7 @@ class Resolver:
         await self._proofs.close()
 
     async def _fetch(self, key: tuple[str, str]) -> Answer[Any]:
-        async with self._room:
+        async with self._turns.slot(party_of(key[0])):
             answer = await self._resolve(*key)
         if not isinstance(answer, Failed) and answer.secure and not await self._proven():
             answer = replace(answer, secure=False)

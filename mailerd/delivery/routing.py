@@ -21,7 +21,18 @@ from mailerd.config import Config, Endpoint, RouteAuth, RouteRule
 from mailerd.delivery import tls_policy
 from mailerd.delivery.dane import Dane
 from mailerd.delivery.mta_sts import Known, StsPolicies
-from mailerd.delivery.resolver import Answer, Failed, Found, Mx, NoData, NoDomain, Resolver, SingleFlight, is_private
+from mailerd.delivery.resolver import (
+    FAILED_TTL,
+    Answer,
+    Failed,
+    Found,
+    Mx,
+    NoData,
+    NoDomain,
+    Resolver,
+    SingleFlight,
+    is_private,
+)
 from mailerd.delivery.tls_policy import Mode, TlsOutcome, TlsPolicy
 from mailerd.delivery.verdict import Blame, Kind, Verdict, local_verdict, network_verdict
 from mailerd.wire.address import domain_to_ascii
@@ -29,6 +40,8 @@ from mailerd.wire.address import domain_to_ascii
 MAX_PLANS = 10_000  # kept: each is some KB
 MAX_CHOICES = 24  # orders kept of one plan; divisible by 2, 3, 4, 6, 8, so that no host is preferred
 MAX_SITE = 200  # characters
+HOSTS_AT_ONCE = 4  # looked up at once for one domain, each by two lookups
+HOSTS_WITHIN = 2  # times the timeout of the resolver: what is not known of the hosts of a domain by then is left out
 FOREVER = float("inf")
 DIRECT = RouteRule()
 NOTHING_PUBLISHED = Known(None, FOREVER)
@@ -133,6 +146,12 @@ class Router:
         n = self._key(domain, sender, stream, pool, False)[1]
         return n if n >= 0 else None
 
+    def depends_on_sender(self, domain: str, *, stream: str, pool: str) -> bool:
+        """May mail of one sender go another way than that of others?"""
+        fitting = (rule for rule in self._rules if rule.fits(domain, stream, pool))
+        rule = next(fitting, None)
+        return rule is not None and rule.sender != "*"
+
     async def close(self) -> None:
         await self._flights.close()
 
@@ -210,6 +229,9 @@ class Router:
         self._note_failures(domain, kept)
         usable = [exchanger for exchanger in kept if exchanger.addresses]
         if usable:
+            if sts.unread and not any(host.dane for host in usable):
+                text = f"the database does not tell whether an MTA-STS policy of {domain} is in force"
+                return self._refusal(local_verdict(Kind.ROUTING, 451, "4.3.0", text, blame=Blame.SOURCE), expires)
             tls = self._tls(asked, usable, sts)
             allowed = usable if tls.testing else [host for host in usable if host.dane or tls.allows_host(host.name)]
             if not allowed:
@@ -266,13 +288,28 @@ class Router:
                 self._note(TlsOutcome(domain, "tlsa", (), exchanger.name, "", result, exchanger.tlsa_failure))
 
     async def _exchangers(self, records: Sequence[Mx], *, dane: bool) -> list["_Exchanger"]:
-        """The best hosts with their addresses; asks for more only while there are too few addresses to try."""
+        """The best hosts with their addresses; asks for more only while there are too few addresses to try.
+
+        Whoever publishes fifty hosts whose name servers keep silent must not hold up the lookups of others.
+        """
         wanted = self._config.delivery.max_hosts
+        deadline = asyncio.get_running_loop().time() + HOSTS_WITHIN * self._resolver.timeout
+        room = asyncio.Semaphore(HOSTS_AT_ONCE)
+
+        async def look_up(mx: Mx) -> _Exchanger:
+            try:
+                async with asyncio.timeout_at(deadline), room:
+                    return await self._exchanger(mx, dane=dane)
+            except TimeoutError:
+                failed = Failed("dns_timeout", "no time left for it", self._clock() + FAILED_TTL)
+                port = self._config.delivery.port
+                return _Exchanger(mx.preference, mx.name, port, failed=failed, expires=failed.expires)
+
         waiting = sorted(records, key=lambda mx: (mx.preference, self._rng.random()))
         known: list[_Exchanger] = []
         while waiting and sum(len(exchanger.addresses) for exchanger in known) < wanted:
             batch, waiting = waiting[:wanted], waiting[wanted:]
-            known += await asyncio.gather(*(self._exchanger(mx, dane=dane) for mx in batch))
+            known += await asyncio.gather(*map(look_up, batch))
         return known
 
     async def _exchanger(self, mx: Mx, *, dane: bool) -> "_Exchanger":
@@ -448,13 +485,12 @@ class _Rule:
         return cls(rule, _pattern(rule.match.domain), _pattern(rule.match.sender))
 
     def matches(self, domain: str, sender: str, stream: str, pool: str) -> bool:
+        return self.fits(domain, stream, pool) and _fits(sender, self.sender)
+
+    def fits(self, domain: str, stream: str, pool: str) -> bool:
+        """Does it match, if the sender is the right one?"""
         match = self.rule.match
-        return (
-            match.stream in (None, stream)
-            and match.pool in (None, pool)
-            and _fits(domain, self.domain)
-            and _fits(sender, self.sender)
-        )
+        return match.stream in (None, stream) and match.pool in (None, pool) and _fits(domain, self.domain)
 
 
 def site_name(names: Iterable[str]) -> str:

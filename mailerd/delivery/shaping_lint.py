@@ -24,6 +24,19 @@ WIDER = (
     ("per_source", "total"),
     ("per_site", "total"),
 )  # what is within a limit of the left is within one of the right too
+# Where customers' hosts are named, by their address for the most part: whoever has one could pass for the provider.
+ACCESS = frozenset(
+    {
+        "comcast.net",
+        "cox.net",
+        "free.fr",
+        "orange.fr",
+        "proxad.net",
+        "rr.com",
+        "verizon.net",
+        "wanadoo.fr",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +160,14 @@ def check_overlaps(rules: ShapingRules, book: RuleBook) -> Findings:
                     yield Finding("warning", book.place(name, "match", ""), name, "", text)
 
 
+def check_access(rules: ShapingRules, book: RuleBook) -> Findings:
+    """Suffixes that the hosts of an access provider's customers have too."""
+    for name, provider in rules.providers.items():
+        for suffix in ACCESS & set(provider.match.mx):
+            text = f"match: customers' own hosts are in {suffix} too: name the mail exchangers"
+            yield Finding("warning", book.place(name, "match", ""), name, "", text)
+
+
 def _overlap(kind: str, theirs: str, owner: str, ours: str) -> str:
     if theirs == ours:
         return f"match: {kind} suffix {ours} is also that of {owner}, which comes first and gets all its sites"
@@ -192,6 +213,7 @@ CHECKS: tuple[Callable[[ShapingRules, RuleBook], Findings], ...] = (
     check_rules,
     check_clean,
     check_overlaps,
+    check_access,
     check_limits,
     check_empty,
 )

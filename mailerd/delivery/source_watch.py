@@ -40,8 +40,10 @@ WRITTEN_EVERY = 60.0  # seconds after which a check that found the same again is
 NOT_HELD = "this node does not hold its address yet"
 
 CHECKS = """
-    SELECT node, source, name, state, text, since, checked_at FROM source_checks ORDER BY source, node, name
+    SELECT node, source, name, state, text, since, checked_at FROM source_checks
+     WHERE node IN (SELECT node FROM workers) OR NOT EXISTS (SELECT FROM workers) ORDER BY source, node, name
 """
+ANY_RUNS = "SELECT EXISTS (SELECT FROM workers)"
 CHECKS_OF = """
     SELECT source, name, state, text, since, checked_at FROM source_checks WHERE node = $1 ORDER BY source, name
 """
@@ -116,8 +118,12 @@ class SourceStore:
         return [_check(row) for row in await self._pool.fetch(CHECKS_OF, node)]
 
     async def checks_of_all(self) -> list[CheckOfNode]:
-        """By source, node and name of the check."""
+        """By source, node and name of the check: of the nodes that run, or, when none does, what all found last."""
         return [CheckOfNode(row["node"], _check(row)) for row in await self._pool.fetch(CHECKS)]
+
+    async def any_runs(self) -> bool:
+        """Does any node have workers?"""
+        return bool(await self._pool.fetchval(ANY_RUNS))
 
     async def write(self, node: str, checks: Sequence[Check], gone: Collection[tuple[str, str]] = ()) -> None:
         """Keep these states of the node, and forget the checks (source, name) that are `gone`."""

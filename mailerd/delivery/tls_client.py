@@ -61,6 +61,21 @@ def client_context(
     return context
 
 
+@functools.cache
+def web_context(trust: str | None = None) -> ssl.SSLContext:
+    """The context for HTTPS: valid certificates by the CAs of the PEM file `trust`, or the system's.
+
+    `ssl.create_default_context` is not used, because it refuses more CAs from Python 3.13 on than before.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if trust is not None:
+        context.load_verify_locations(cafile=trust)
+    else:
+        context.load_default_certs()
+    return context
+
+
 def describe(ssl_object: Any) -> str:
     """`TLSv1.3 TLS_AES_256_GCM_SHA384`, or "" for a connection in clear."""
     if ssl_object is None:

@@ -19,17 +19,21 @@ from mailerd.delivery.effects import Effect, Effects
 from mailerd.delivery.grants import Grants
 from mailerd.delivery.ledger import Charge, Hold, Ledger
 from mailerd.delivery.lessons import Lessons
-from mailerd.delivery.paths import Cause, Constraint, Path, Wait, Wish
+from mailerd.delivery.paths import Cause, Constraint, Path, Scarce, Wait, Wish
 from mailerd.delivery.shaping import RuleBook
 from mailerd.delivery.warmup_budgets import WarmUps
-from mailerd.queue.mail import Queue
+from mailerd.queue.mail import Queue, parts_of_flow
 
 log = structlog.get_logger()
 
+LEAST_POSTPONED = 0.2  # seconds
 MOST_POSTPONED = 300.0  # seconds: then a queue is looked at again, whatever was thought of its path
 SPREAD = 60.0  # seconds over which queues come back after a longer wait
 LOOKS = 4.0  # times as many queues are looked at as messages leave, on a path that only connections limit,
 LEAST_LOOKS = 1_000.0  # but so many a second
+LEAST_FREED = 100.0  # looks a second for connections that several paths share, or LOOKS for each of them
+STARVING_ROOM = 5  # jobs without a connection in memory, more than connections that they may get,
+MOST_STARVING = 100  # of which so many count that are not free
 MAX_PATHS = 20_000  # known at a time
 NOT_GRANTED = 1.0  # seconds after which we look whether other nodes left us a part of what is shared
 USE_FOR_MORE = "!more"  # of meters that say when somebody last had mail for more connections than it got
@@ -63,7 +67,14 @@ class Traffic:
             config, book, ledger=ledger, effects=effects, grants=grants, clock=clock, monotonic=monotonic
         )
         self.lessons = Lessons(
-            config, book, ledger=ledger, warmups=warmups, clock=clock, brake=brake, monotonic=monotonic
+            config,
+            book,
+            ledger=ledger,
+            warmups=warmups,
+            clock=clock,
+            brake=brake,
+            crowded=lambda: effects.crowded,
+            monotonic=monotonic,
         )
         self._paths: dict[tuple[str, str, str], Path] = {}
         self._booked: dict[str, float] = {}  # by meter: when the queue that was put off last is looked at again
@@ -93,6 +104,10 @@ class Traffic:
     def overflows(self, source: str) -> bool:
         """May mail that is over in this source's warm-up go by other sources of the pool?"""
         return self._warmups.overflows(source)
+
+    def limits_domain(self, domain: str) -> bool:
+        """Has the domain limits of its own? Its mail shares no transaction with that of other domains then."""
+        return self._book.of_domain(domain) is not None
 
     def provider_of(self, domain: str, hosts: Sequence[str]) -> str:
         return self._book.provider_of(domain, hosts)
@@ -156,6 +171,29 @@ class Traffic:
         """Are all connections that the path may have by itself in use, by whatever worker?"""
         self._bounds.renew(path)
         return path.meter.held >= path.holds[0].limit
+
+    def scarcest(self, path: Path) -> Scarce | None:
+        """The connections that the path shares with other paths and of which fewest are free; None: it shares none."""
+        self._bounds.renew(path)
+        left, index = min(((hold.limit - hold.meter.held, n) for n, hold in enumerate(path.holds) if n), default=(0, 0))
+        if not index:
+            return None
+        hold = path.holds[index]
+        room = STARVING_ROOM + max(left, min(hold.limit, MOST_STARVING))
+        return Scarce(hold, path.hold_causes[index], room)
+
+    def line_up(self, scarce: Scarce, *, first: bool) -> Wait:
+        """For how long a queue waits that finds too many others waiting for these connections.
+
+        Each gets a later time, about as fast as connections are freed. `first`: of mail that goes first.
+        """
+        meter, now = scarce.hold.meter, self._now()
+        name = meter.name + (WISH_FIRST if first else WISH)
+        if name not in self._booked and len(self._booked) >= MAX_PATHS:
+            self._booked.clear()
+        interval = 1 / max(LOOKS * scarce.hold.limit, LEAST_FREED)
+        slot, self._booked[name] = _slot(self._booked.get(name, 0.0), now + LEAST_POSTPONED, interval)
+        return Wait(slot - now, str(scarce.cause), full=meter)
 
     def surplus(self, path: Path) -> bool:
         """Are more connections open than are allowed by now?"""
@@ -260,7 +298,7 @@ class Traffic:
 
     def wait_of_queue(self, queue: Queue) -> Wait | None:
         """What all mail of a queue waits for: the rates of its tenant, campaign and domain, and brakes on them."""
-        tenant, campaign = _parts(queue.flow)
+        tenant, campaign, _ = parts_of_flow(queue.flow)
         if self._effects.any_of_mail:
             for effect in self._effects.of_mail("", "", "", tenant, campaign):
                 if effect.kind == "pause":
@@ -289,7 +327,7 @@ class Traffic:
             return wait.seconds + path.late
         now = self._now()
         slot, path.booked = _slot(path.booked, now + wait.seconds, interval)
-        return max(0.2, slot - now)
+        return max(LEAST_POSTPONED, slot - now)
 
     def measure(self, path: Path) -> float:
         """Messages a second that left by this worker lately."""
@@ -316,9 +354,10 @@ class Traffic:
             found.append(Constraint(cause.name, f"{hold.limit} connections", f"{hold.meter.held} open", cause.place))
         for charges, causes in ((path.opening, path.opening_causes), (path.charges, path.causes)):
             found += [self._rate(charge, cause, now) for charge, cause in zip(charges, causes, strict=True)]
-        left = self._warmups.left(path.source, path.book)
-        if left != math.inf:
-            found.append(Constraint("warm-up", f"{left:.0f} recipients left", "", f"sources.{path.source}.warmup"))
+        if (budget := self._warmups.budget(path.source, path.book)) is not None:
+            warming = self.warming(path, 1)
+            waits = warming.seconds if warming is not None else 0.0
+            found.append(Constraint("warm-up", *budget, f"sources.{path.source}.warmup", waits))
         return found
 
     def constraints_of_mail(
@@ -339,10 +378,7 @@ class Traffic:
         if charge.interval == math.inf:
             return Constraint(cause.name, "nothing until other nodes leave a part", "", cause.place, NOT_GRANTED)
         refused = self._ledger.peek([charge], now)
-        what = "bytes " if charge.meter.name.endswith(BYTES) else ""
-        period, word = next((unit for unit in PERIODS if unit[0] >= charge.interval), PERIODS[-1])
-        allows = f"{period / charge.interval:,.5g} {what}{word}"
-        return Constraint(cause.name, allows, "", cause.place, refused[1] if refused else 0.0)
+        return Constraint(cause.name, _allowed(charge, cause), "", cause.place, refused[1] if refused else 0.0)
 
     # what is behind it
 
@@ -374,6 +410,15 @@ class Traffic:
         return max(0.0, (until - self._clock()).total_seconds())
 
 
+def _allowed(charge: Charge, cause: Cause) -> str:
+    """What a rate allows, in the words that set it; intervals are a little longer than those say, see `bounds`."""
+    if cause.allows:
+        return cause.allows
+    what = "bytes " if charge.meter.name.endswith(BYTES) else ""
+    period, word = next((unit for unit in PERIODS if unit[0] >= charge.interval), PERIODS[-1])
+    return f"{float(f'{period / charge.interval:.3g}'):,g} {what}{word}"
+
+
 def _not_granted(charges: Sequence[Charge]) -> int | None:
     return next((index for index, charge in enumerate(charges) if charge.interval == math.inf), None)
 
@@ -386,9 +431,3 @@ def _slot(booked: float, soonest: float, interval: float) -> tuple[float, float]
     """
     slot = booked if soonest <= booked <= soonest + MOST_POSTPONED else soonest
     return slot, slot + interval
-
-
-def _parts(flow: str) -> tuple[str, str]:
-    """Tenant and campaign of a flow's name."""
-    tenant, _, campaign = flow.partition("!")[0].partition(":")
-    return tenant, campaign

@@ -5,6 +5,7 @@ is done by the first one.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 
@@ -25,6 +26,9 @@ log = structlog.get_logger()
 EVERY = 1.0  # seconds
 EXCHANGE_EVERY = 2.0
 READ_AGAIN = 5.0  # seconds: what was notified while nobody listened
+ONCE_MORE = (2.0, 10.0)  # seconds after a reason has gone: what was being put off for it meanwhile
+# Reasons of due times that a limit gave, which may be another one by now: never those of replies.
+OF_LIMITS = (r"^warm-up of ", r"^(message|byte) rate of ", r"^(\S+|this host|all sources) to .+: [a-z ]+ \([^()]+\)$")
 REPORTS = "TLS reports"  # name of a task
 STOP = 2.0  # seconds for what has to be written down at the end
 
@@ -62,8 +66,11 @@ class Upkeep:
         self._exchanged = monotonic()
         self._known_pools: list[str] = []
         self._nodes: list[str] = []
-        self._ended: list[Effect] = []  # early, which nobody was told yet
+        self._gone: set[int] = set()  # effects that ended early, which nobody was told yet
         self._released = False  # a source may be used again, which nobody was told yet
+        self._anew = False  # mail may wait for a limit or source that a reload took away
+        # When mail is to be let go, that waits for which effects, or anew; at the start, for what was cancelled before.
+        self._free_at: list[tuple[float, set[int], bool]] = [(-math.inf, set(), True)]
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._braking: dict[tuple[str, str, str, str], asyncio.Task[None]] = {}
@@ -89,6 +96,11 @@ class Upkeep:
 
     def changed(self) -> None:
         """Somebody says that effects or sources are others now."""
+        self._changed.set()
+
+    def reconfigured(self) -> None:
+        """Limits and sources may be others now: whatever waits for one is looked at again."""
+        self._anew = True
         self._changed.set()
 
     def brake(self, effect: Effect) -> None:
@@ -148,32 +160,50 @@ class Upkeep:
                 self._changed.clear()
                 read_at = self._now()
                 await self._guarded(self._read)
+            await self._guarded(self._let_go)
             if self._first and self._now() - self._exchanged >= EXCHANGE_EVERY:
                 self._exchanged = self._now()
                 await self._guarded(self._exchange)
 
     async def sweep(self) -> None:
-        """Give mail of pools that nothing can be sent for a reason; to be called every now and then."""
+        """Give mail of pools that nothing can be sent for a reason, forget old effects; to be called now and then."""
         known, idle = self._dispatcher.idle_pools()
         if self._first and (idle or known != self._known_pools):  # it reads all queues
             await self._store.give_reasons((known, idle))
             self._known_pools = known
+        if self._first:
+            await self._effects.forget()
 
     async def _read(self) -> None:
-        self._ended += await self._effects.refresh()
+        self._gone |= {effect.id for effect in await self._effects.refresh()}
         failing = self._states.failing
         if await self._states.refresh():
             self._dispatcher.leave_sources(self._states.failing)
             self._released |= any(name not in self._states.failing for name in failing)
-        if self._ended or self._released:
-            # What was held back for a reason that is gone may leave. Should the database go away here, next time.
+
+    async def _let_go(self) -> None:
+        """What was held back for a reason that is gone may leave. Should the database go away here, next time."""
+        if self._gone or self._released or self._anew:
             self._dispatcher.look_again()
+            gone, anew = self._gone, self._anew
+            self._gone, self._released, self._anew = set(), False, False
+            self._free_at += [(self._now() + seconds, gone, anew) for seconds in (0.0, *ONCE_MORE)]
+        if due := [each for each in self._free_at if each[0] <= self._now()]:
             if self._first:
-                if self._ended:
-                    await self._dispatcher.hasten([f"effect {effect.id}:" for effect in self._ended])
-                await self._store.unblock()
-            self._ended, self._released = [], False
+                await self._free(set().union(*(gone for _, gone, _ in due)), anew=any(anew for _, _, anew in due))
+            self._free_at = [each for each in self._free_at if each not in due]
             self._dispatcher.wake()
+
+    async def _free(self, gone: set[int], *, anew: bool) -> None:
+        """Let go in the database what waits for these effects, or, `anew`, for any effect or limit that is no more."""
+        reasons = [f"^effect {id_}:" for id_ in sorted(gone)]
+        if anew:
+            await self._dispatcher.hasten(
+                [*OF_LIMITS, *reasons], effects=[effect.id for effect in self._effects.active]
+            )
+        elif reasons:
+            await self._dispatcher.hasten(reasons)
+        await self._store.unblock()
 
     async def _exchange(self) -> None:
         await self._grants.exchange(self._nodes, joined=self._joined)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
+from itertools import islice
 
 import asyncpg
 import structlog
@@ -29,6 +30,9 @@ FLUSH_EVERY = 5.0  # seconds
 JUDGE_AFTER = timedelta(minutes=1)  # of a new day: by then all workers have written what they know of the last one
 AGAIN_AFTER = 1.0  # seconds, when the database could not be asked
 KEEP_DAYS = 60  # of the books
+MAX_PURSES = 20_000  # of one worker; mail to that many sites of strangers must not fill its memory
+FEW_PURSES = 1_000  # of a source, however many there are
+LOOKS = 2  # at old purses for every new one, so that those in use do not hide the others
 KEEP_WINDOWS = timedelta(days=2)
 OUTCOMES: tuple[Outcome, ...] = ("delivered", "deferred", "bounced", "complained")
 
@@ -169,6 +173,10 @@ class Purse:
     def block(self) -> int:
         return max(1, (self.limit or 0) // BLOCKS)
 
+    def is_idle(self, now: datetime) -> bool:
+        """Does it hold no more than what the database knows?"""
+        return not self.out and (not self.have or now >= self.end)
+
 
 @dataclass(slots=True)
 class Warming:
@@ -265,6 +273,20 @@ class WarmUps:
             return 0
         purse = self._purse(warming, provider, now)
         return math.inf if purse.limit is None else purse.have + purse.rest
+
+    def budget(self, source: str, provider: str) -> tuple[str, str] | None:
+        """The budget of the window under way, and what is used of it, for people; None: a warm source."""
+        warming = self._sources.get(source)
+        if warming is None:
+            return None
+        now = self._clock()
+        if warming.started is not None and now.date() < warming.started:
+            return f"nothing before {warming.started}", ""
+        purse = self._purse(warming, provider, now)
+        if purse.limit is None:
+            return None
+        used = purse.limit - purse.have - purse.rest
+        return f"{purse.limit:,} recipients a {warming.plan.per}", f"{used:,} used"
 
     def overflows(self, source: str) -> bool:
         """Whether what is over goes by warm sources of the pool; else it waits for the next window."""
@@ -411,6 +433,8 @@ class WarmUps:
             state = (self._states or {}).get((warming.name, provider))
             state = state or warmup.begin(warming.settings.plan, warming.plan, now.date())
             limit = warmup.budget(warming.plan, state.stage)
+            if len(warming.purses) >= max(FEW_PURSES, MAX_PURSES // len(self._sources)):
+                _make_room(warming, now)
             purse = Purse(state, limit, *warmup.window(warming.plan, now), rest=limit or 0)
             warming.purses[provider] = purse
         self._turn(warming, purse, now)
@@ -467,6 +491,14 @@ def _warming(config: Config) -> dict[str, Warming]:
         for name, source in config.sources.items()
         if source.warmup is not None
     }
+
+
+def _make_room(warming: Warming, now: datetime) -> None:
+    """Drop idle purses, the oldest first; made again, they ask the database how much is left."""
+    for provider in list(islice(warming.purses, LOOKS)):
+        purse = warming.purses.pop(provider)
+        if not purse.is_idle(now):
+            warming.purses[provider] = purse  # the last one now
 
 
 def _used_up(warming: Warming, provider: str, purse: Purse) -> str:

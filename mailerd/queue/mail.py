@@ -95,14 +95,13 @@ class Recipient:
 def parts_of_queue(name: str) -> dict[str, str]:
     """What stands in a queue's name: stream, pool, tenant, campaign, priority and domain."""
     stream, pool, flow, domain = (name.split("/", 3) + [""] * 3)[:4]
-    who, _, priority = flow.partition("!")
-    tenant, _, campaign = who.partition(":")
+    tenant, campaign, priority = parts_of_flow(flow)
     return {
         "stream": stream,
         "pool": pool,
         "tenant": tenant,
         "campaign": campaign,
-        "priority": priority or PRIORITIES[NORMAL],
+        "priority": priority,
         "domain": domain,
     }
 
@@ -118,3 +117,10 @@ def flow_name(tenant: str, campaign: str, lane: int) -> str:
     name = (f"{tenant}:{campaign}" if campaign else tenant).replace("/", "_")
     priority = lane % 3
     return name if priority == NORMAL else f"{name}!{PRIORITIES[priority]}"
+
+
+def parts_of_flow(flow: str) -> tuple[str, str, str]:
+    """Tenant, campaign and priority of a flow's name."""
+    who, _, priority = flow.partition("!")
+    tenant, _, campaign = who.partition(":")
+    return tenant, campaign, priority or PRIORITIES[NORMAL]

@@ -211,7 +211,9 @@ UNBLOCK_QUEUES = """
 HASTEN = f"""
     WITH hastened AS (
         UPDATE recipients SET due_at = $2
-         WHERE owner IS NULL AND NOT held AND due_at > $2 AND reason LIKE ANY ($1::text[])
+         WHERE owner IS NULL AND NOT held AND due_at > $2
+           AND (reason ~ ANY ($1::text[])
+                OR reason ~ '^effect [0-9]+:' AND substring(reason FROM '^effect ([0-9]+):') <> ALL ($3::text[]))
      RETURNING queue, due_at, message_id
     )
     {queue_up("hastened")}
@@ -398,9 +400,12 @@ class QueueStore:
         reasons = [blocked[queue][1] for queue in queues]
         await self._pool.execute(BLOCK_QUEUES, *_columns(queues), untils, reasons)
 
-    async def hasten(self, reasons: Sequence[str], *, now: datetime) -> None:
-        """Mail that waits for a reason that begins with one of these is due now; reads the whole table."""
-        await self._pool.execute(HASTEN, [f"{reason}%" for reason in reasons], now)
+    async def hasten(self, reasons: Sequence[str], *, now: datetime, effects: Sequence[int] | None = None) -> None:
+        """Mail that waits for a reason in which one of these patterns is found is due now; reads the whole table.
+
+        So is mail that waits for any effect but `effects`, if they are given.
+        """
+        await self._pool.execute(HASTEN, reasons, now, None if effects is None else [str(id_) for id_ in effects])
 
     async def unblock(self) -> None:
         """Whatever blocked queues is over, or may be: look at all of them again."""

@@ -40,6 +40,7 @@ from mailerd.web.bodies import (
 )
 from mailerd.web.composing import Prepared, prepare_email, prepare_raw
 from mailerd.web.operations import JSON, Call, Operation, Scope, json_answer
+from mailerd.web.paths import OPERATORS
 from mailerd.web.problems import UNAVAILABLE_WAIT, FieldError, ProblemError
 from mailerd.web.services import Limits, Result
 from mailerd.wire.address import parse_mailbox
@@ -47,6 +48,7 @@ from mailerd.wire.address import parse_mailbox
 MESSAGE = "message/rfc822"
 IN_THREAD = 128_000  # bytes of a body from which decoding and composing would hold up other clients
 KEY = re.compile(r"[\x20-\x7e]{1,255}")
+EFFECT = re.compile(r"effect (?P<id>\d+): (?:[^:]*: (?P<rule>[\w.-]+): [45]\d\d)?")  # of a rule: its id and a reply
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -249,7 +251,7 @@ async def show(call: Call) -> web.Response:
     message = await call.services.mail.message(_message_id(call), call.caller.tenant)
     if message is None:
         raise _no_such_email()
-    return json_answer(200, _detail(message))
+    return json_answer(200, _detail(message, operator=call.caller.tenant == OPERATORS))
 
 
 def _message_id(call: Call) -> int:
@@ -263,7 +265,15 @@ def _no_such_email() -> ProblemError:
     return ProblemError(404, "not_found", "There is no email of that id.")
 
 
-def _detail(message: MessageView) -> EmailDetail:
+def _reason_for_tenants(reason: str) -> str:
+    """An effect by its number and rule only: the reply or the words behind it may be about mail of another tenant."""
+    effect = EFFECT.match(reason)
+    if effect is None:
+        return reason
+    return f"effect {effect['id']} ({effect['rule']})" if effect["rule"] else f"effect {effect['id']}"
+
+
+def _detail(message: MessageView, *, operator: bool) -> EmailDetail:
     message_id = format_message_id(message.id)
     tags, labels = _split_labels(message.labels)
     return EmailDetail(
@@ -278,7 +288,11 @@ def _detail(message: MessageView) -> EmailDetail:
         tags=tags,
         labels=labels,
         recipients=[
-            RecipientDetail(id=_recipient_id(message_id, view.n), **msgspec.structs.asdict(view))
+            RecipientDetail(
+                id=_recipient_id(message_id, view.n),
+                **msgspec.structs.asdict(view)
+                | {"reason": view.reason if operator else _reason_for_tenants(view.reason)},
+            )
             for view in message.recipients
         ],
         attempts=[

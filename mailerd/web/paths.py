@@ -12,7 +12,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from mailerd.config.values import parse_duration, parse_rate
-from mailerd.delivery.effects import Kind, by_operator
+from mailerd.delivery.effects import Kind, by_operator, value_of
 from mailerd.delivery.explain import Mail
 from mailerd.delivery.explained import EffectView, Explanation, effect_view
 from mailerd.web import problems
@@ -42,7 +42,8 @@ class PathQuery(Request, frozen=True, kw_only=True):
 class NewEffect(Request, frozen=True, kw_only=True):
     """A brake on what fits `source`, `provider`, `site`, `tenant` and `campaign`; one of them at least.
 
-    `rate` (`10/min`) is for `slow`, `connections` for `connections`. It ends after `for` (`2h`), a day if not given.
+    `rate` (`10/min`) is for `slow`, `connections` for `connections`. It ends after `for` (`2h`; a day if not given,
+    7d at most).
     """
 
     kind: Kind
@@ -130,10 +131,8 @@ def _parsed(parse: Callable[[str], T], text: str, pointer: str) -> T:
 
 
 def _value(asked: NewEffect) -> float:
-    if asked.kind == "slow" and asked.rate is not None:
-        rate = _parsed(parse_rate, asked.rate, "/rate")
-        return rate.count / rate.period
-    return float(asked.connections or 0) if asked.kind == "connections" else 0.0
+    rate = None if asked.rate is None else _parsed(parse_rate, asked.rate, "/rate")
+    return value_of(asked.kind, rate=rate, connections=asked.connections)
 
 
 async def cancel_effect(call: Call) -> web.Response:

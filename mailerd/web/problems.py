@@ -144,7 +144,14 @@ def of_refusal(refusal: Refused, sent: Container[str] = ()) -> ProblemError:
 
 def encode(value: object) -> bytes:
     """As JSON, with the line end that people at a terminal want after it."""
-    return msgspec.json.encode(value) + b"\n"
+    return msgspec.json.encode(value, enc_hook=_plain) + b"\n"
+
+
+def _plain(value: object) -> str:
+    """Values of the configuration are kinds of `str`: an address of ours, a host name."""
+    if isinstance(value, str):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} is not for JSON")
 
 
 T = TypeVar("T")

@@ -249,7 +249,16 @@ def test_the_line_of_a_key_is_found_though_names_hold_dots(tmp_path, key, line):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (61, "1 min 1 s"), (3_600, "1 h"), (90_061, "1 d 1 h")],
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.9, "1 min"),
+        (7_199, "2 h"),
+        (60, "1 min"),
+        (61, "1 min 1 s"),
+        (3_600, "1 h"),
+        (90_061, "1 d 1 h"),
+    ],
 )
 def test_spans_are_told_in_two_units(seconds, words):
     assert span(seconds) == words

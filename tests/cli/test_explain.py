@@ -2,10 +2,15 @@
 
 import json
 import os
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
+from mailerd.cli.explain import draw
+from mailerd.delivery.explained import Destination, Explanation, PathView, Waiting, WaitingQueue
+from mailerd.queue.views import QueueView
 from tests.cli.conftest import Submit, document, lines
 from tests.support.live import LiveDaemon
 
@@ -96,6 +101,10 @@ def test_slow_and_connections_take_their_numbers(daemon: LiveDaemon) -> None:
         ("add", "avoid", "--site", "mx.example", "--reason", "r"),
         ("add", "slow", "--tenant", "acme", "--rate", "1/h", "--reason", "r"),
         ("add", "pause", "--site", "mx.example", "--for", "soon", "--reason", "r"),
+        ("add", "pause", "--site", "mx.example", "--for", "8d", "--reason", "r"),
+        ("add", "pause", "--site", "mx.example", "--connections", "3", "--reason", "r"),
+        ("add", "pause", "--site", "mx.example", "--domain", "there.example", "--reason", "r"),
+        ("add", "avoid", "--all", "--rate", "3/min", "--reason", "r"),
         ("add", "stop", "--site", "mx.example", "--reason", "r"),
         ("cancel",),
         ("cancel", "x"),
@@ -104,6 +113,31 @@ def test_slow_and_connections_take_their_numbers(daemon: LiveDaemon) -> None:
 def test_effects_that_make_no_sense_are_a_matter_of_usage(daemon: LiveDaemon, arguments: tuple[str, ...]) -> None:
     done = daemon.command("effects", *arguments)
     assert (done.status, "Traceback" in done.err) == (os.EX_USAGE, False), done
+
+
+def test_a_brake_for_a_domain_holds_for_its_site_and_says_whose_else_that_is(daemon: LiveDaemon) -> None:
+    done = daemon.command("effects", "add", "pause", "--domain", "There.example", "--reason", "r", "--json")
+    made = document(done)
+    assert daemon.command("effects", "cancel", str(made["id"])).status == 0
+    site = f"127.0.0.1:{daemon.sandbox[1]}"
+    assert made["site"] == site
+    assert f"Mail for there.example goes to the site {site}. It is that of all mail that routes[0]" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--site", "there.example"), "--domain there.example finds the site"),
+        (("--tenant", "nobody"), "No credential is of a tenant nobody"),
+        (("--campaign", "sprnig"), "No mail of campaign sprnig waits now"),
+    ],
+)
+def test_a_brake_that_fits_nothing_known_is_made_and_doubted(
+    daemon: LiveDaemon, arguments: tuple[str, str], said: str
+) -> None:
+    done = daemon.command("effects", "add", "pause", *arguments, "--reason", "r", "--json")
+    assert daemon.command("effects", "cancel", str(document(done)["id"])).status == 0
+    assert said in done.err
 
 
 def test_an_effect_that_does_not_hold_cannot_be_cancelled(daemon: LiveDaemon) -> None:
@@ -115,6 +149,72 @@ def test_an_effect_that_does_not_hold_cannot_be_cancelled(daemon: LiveDaemon) ->
 def test_what_is_nothing_of_ours_is_a_matter_of_usage(daemon: LiveDaemon, asked: str) -> None:
     done = daemon.command("explain", asked)
     assert (done.status, "Traceback" in done.err) == (os.EX_USAGE, False), done
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "said"),
+    [
+        ("nosuch>127.0.0.1:2526", os.EX_NOINPUT, "no source 'nosuch'"),
+        (">127.0.0.1:1", os.EX_NOINPUT, "no site '127.0.0.1:1'"),
+        (">fresh.example", os.EX_NOINPUT, "fresh.example is at 127.0.0.1"),
+        ("mta1>", os.EX_USAGE, "SOURCE>SITE"),
+        ("a>b>c.example", os.EX_USAGE, "SOURCE>SITE"),
+    ],
+)
+def test_a_path_that_there_is_not_is_an_error(daemon: LiveDaemon, asked: str, status: int, said: str) -> None:
+    done = daemon.command("explain", asked)
+    assert (done.status, said in " ".join(done.err.split())) == (status, True), done
+
+
+def test_a_source_that_may_not_send_says_so_and_the_same_reason_is_told_once() -> None:
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    reason = "message rate of tenant acme (own.yaml:8)"
+    queue = QueueView(
+        name="transactional/default/acme/example.net",
+        stream="transactional",
+        pool="default",
+        tenant="acme",
+        campaign="",
+        domain="example.net",
+        recipients=2,
+        held=0,
+        in_memory=0,
+        oldest=now - timedelta(hours=3, minutes=59),
+        next_due=now,
+        blocked_until=now + timedelta(hours=2),
+        reason=reason,
+    )
+    path = PathView(
+        source="mta2",
+        address="192.0.2.77",
+        site="mx.example.net",
+        provider="default",
+        provider_place="",
+        state="failing",
+        reason="not ours",
+        connections=0,
+        lately=0.0,
+        limits=[],
+        effects=[],
+        waits=Waiting(reason="it sends nothing: not ours", until=None),
+    )
+    waits = Waiting(reason=reason, until=now + timedelta(hours=1, minutes=59, seconds=59.9))
+    destination = Destination(
+        domain="example.net",
+        sender="",
+        stream="transactional",
+        pool="default",
+        paths=[path],
+        queues=[WaitingQueue(queue=queue, waits=waits)],
+    )
+    told = StringIO()
+    draw(Console(file=told, width=300), Explanation(asked="example.net", destinations=[destination]), now)
+    text = told.getvalue()
+    assert text.count(reason) == 1
+    assert text.count("not ours") == 1
+    assert "may leave" not in text
+    assert "in 2 h " in text
+    assert "3 h 59 min ago" in text
 
 
 def test_an_unknown_stream_is_named(daemon: LiveDaemon) -> None:

@@ -73,7 +73,8 @@ def on_terminal(daemon, columns: int, *arguments: str) -> str:
 
 def test_held_mail_is_not_retried_and_that_is_said(daemon, settled):
     settled("always-defer@stays.example")
-    daemon.command("queue", "hold", "--domain", "stays.example")
+    held = daemon.command("queue", "hold", "--domain", "stays.example")
+    assert "Mail that comes later goes on: `mailerd effects add pause --domain stays.example" in held.err
     assert "when released" in on_terminal(daemon, 80, "queue", "list", "--domain", "stays.example")
     done = daemon.command("queue", "retry", "--domain", "stays.example")
     assert done.out == "0 recipients made due now; 1 that fit wait.\n"

@@ -110,3 +110,20 @@ async def test_a_reply_shows_its_class_and_what_it_teaches(shaping):
 @pytest.mark.parametrize("wrong", [["42"], ["421 x", "--provider", "nobody"], ["421 x", "--domain", "a..b"]])
 async def test_what_makes_no_sense_is_refused(shaping, wrong):
     assert (await shaping("test", *wrong)).status == os.EX_USAGE
+
+
+async def test_a_line_of_a_longer_reply_can_be_tried_as_logs_show_it(shaping):
+    told = document(await shaping("test", "421-Stop it", "--provider", "mine", "--json"))
+    assert told["rule"] == "stop"
+
+
+async def test_a_stage_that_there_is_not_is_a_matter_of_usage(shaping):
+    done = await shaping("test", "421 stop it", "--stage", "dta")
+    assert (done.status, "there is no stage 'dta'" in done.err) == (os.EX_USAGE, True)
+
+
+async def test_a_shaping_file_that_is_missing_is_told_with_the_line_that_names_it(shaping, tmp_path):
+    (tmp_path / "mine.yaml").unlink()
+    done = await shaping("test", "421 stop it")
+    assert done.status == os.EX_CONFIG
+    assert f"{tmp_path / 'mailerd.yaml'}:2: shaping.files[1]: {tmp_path / 'mine.yaml'} cannot be read" in done.err

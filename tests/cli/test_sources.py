@@ -90,6 +90,20 @@ async def test_with_several_nodes_a_source_is_shown_where_its_address_is(run, st
     assert people.count("mta1") == 1
 
 
+async def test_nodes_that_are_gone_are_shown_only_when_no_node_runs(run, store, database):
+    for node in ("gone", "here"):
+        await store.write(node, [check("mta1", "bound", "ok", "bound", minutes=1)])
+    done = await run("--json")
+    assert [each["node"] for each in lines(done)][:2] == ["gone", "here"]
+    assert "No daemon runs: as of 20" in done.err
+
+    async with await connect_pool(database, min=1, max=1) as pool:
+        await pool.execute("INSERT INTO workers (number, node, pid) VALUES (1, 'here', 1)")
+    done = await run("--json")
+    assert [each["node"] for each in lines(done) if each["source"] == "mta1"] == ["here"]
+    assert done.err == ""
+
+
 async def test_checking_now_needs_no_daemon_and_says_what_would_fail(run):
     async with DnsServer() as dns:
         done = await run("check", "--json", dns=dns.address, second="93.184.216.34")

@@ -159,3 +159,9 @@ def test_a_listener_that_nobody_can_reach_is_named(daemon):
     done = daemon.command("send-test", "--to", "ann@test.example")  # the configured port is 0
     assert done.status == os.EX_USAGE
     assert "--server" in done.err
+
+
+def test_the_log_says_by_which_pool_and_source_a_recipient_was_tried(daemon, settled):
+    message = settled("ann@logged.example")
+    tried = [json.loads(line) for line in daemon.log.splitlines() if message in line and '"recipient.' in line]
+    assert [(line["event"], line["pool"], line["source"]) for line in tried] == [("recipient.delivered", "default", "")]

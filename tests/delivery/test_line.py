@@ -13,8 +13,8 @@ from mailerd.queue.mail import Message, Recipient
 NOW = datetime(2026, 11, 1, 9, tzinfo=UTC)
 
 
-def job(tenant: str, recipients: int = 1, *, lane: int = 4, id_: int = 0) -> Job:
-    message = Message(id_, "", "marketing", "default", "", tenant, 100, NOW, lane=lane)
+def job(tenant: str, recipients: int = 1, *, lane: int = 4, id_: int = 0, campaign: str = "") -> Job:
+    message = Message(id_, "", "marketing", "default", "", tenant, 100, NOW, lane=lane, campaign=campaign)
     message.recipients = [Recipient(message, n, f"u{n}@x.example", "x.example", NOW, NOW) for n in range(recipients)]
     return Job(message, list(message.recipients))
 
@@ -53,16 +53,26 @@ def test_flows_share_by_recipients_however_large_their_messages_are() -> None:
     assert all(850 <= share <= 1_150 for share in taken.values()), taken
 
 
-def test_a_lower_lane_goes_first_whenever_it_comes() -> None:
+def test_a_lower_precedence_goes_first_whenever_it_comes_and_a_priority_within_its_tenant() -> None:
     line = Line()
-    for lane in (5, 4, 1):
+    for lane in (5, 4):
         for _ in range(3):
             line.push(job("a", lane=lane))
-    assert [take_first(line).message.lane for _ in range(2)] == [1, 1]
-    line.push(job("b", lane=0))
+    assert [take_first(line).message.lane for _ in range(2)] == [4, 4]
+    line.push(job("b", lane=1))
     assert line.lane == 0
-    assert [take_first(line).message.lane for _ in range(8)] == [0, 1, 4, 4, 4, 5, 5, 5]
+    assert [take_first(line).message.lane for _ in range(5)] == [1, 4, 5, 5, 5]
     assert line.lane is None
+
+
+def test_a_tenant_gets_no_more_turns_by_many_campaigns_or_by_calling_all_mail_urgent() -> None:
+    line = Line()
+    for number in range(1_000):
+        line.push(job("many", campaign=f"c{number % 100}"))
+        line.push(job("urgent", lane=3))
+        line.push(job("plain"))
+    taken = shares(line, 600)
+    assert all(190 <= share <= 210 for share in taken.values()), taken
 
 
 def test_a_flow_that_cannot_leave_now_stands_in_nobodys_way() -> None:
@@ -130,7 +140,10 @@ def test_nothing_is_lost_or_doubled_and_each_flow_keeps_its_order(actions: list[
             }
         elif heads := list(line.heads()):
             assert Counter(map(id, heads)) == Counter(id(jobs[0]) for jobs in waiting.values())
-            assert [head.message.lane for head in heads] == sorted(head.message.lane for head in heads)
+            assert [head.message.lane // 3 for head in heads] == sorted(head.message.lane // 3 for head in heads)
+            for tenant in {head.message.tenant for head in heads}:
+                lanes = [head.message.lane for head in heads if head.message.tenant == tenant]
+                assert lanes == sorted(lanes)
             chosen = line.take(heads[int(str(details[0])) % len(heads)])
             key = (chosen.message.lane, chosen.message.flow)
             assert waiting[key].pop(0) is chosen

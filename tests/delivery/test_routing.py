@@ -343,6 +343,19 @@ async def test_a_fixed_route_to_ourselves_is_a_loop_too(net):
         "ff02::1",
         "::ffff:127.0.0.1",
         "::ffff:10.0.0.1",
+        "::ffff:0:10.0.0.1",
+        "::10.0.0.1",
+        "64:ff9b::10.0.0.1",
+        "64:ff9b::169.254.169.254",
+        "64:ff9b:1::8.8.8.8",
+        "2002:7f00:1::1",
+        "2002:a9fe:a9fe::",
+        "2001::1",
+        "fec0::1",
+        "3fff::1",
+        "5f00::1",
+        "192.0.0.9",
+        "192.88.99.1",
     ],
 )
 async def test_dns_cannot_send_us_to_a_private_address(net, dns, address):
@@ -351,6 +364,11 @@ async def test_dns_cannot_send_us_to_a_private_address(net, dns, address):
     dns.add("mx.example.com", "AAAA" if ":" in address else "A", address)
     assert is_private(address)
     assert await net.refusal("example.com") == "bounced bad_domain 550 5.4.4"
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2620:fe::fe", "64:ff9b::8.8.8.8", "2002:808:808::1", "::ffff:8.8.8.8"])
+def test_what_leads_to_a_public_address_is_public(address):
+    assert not is_private(address)
 
 
 async def test_public_addresses_beside_private_ones_are_used(net, dns):

@@ -135,3 +135,10 @@ def test_the_dead_rules_that_others_ship_are_found() -> None:
     found = findings(rules_of_a(escaped))
     assert [each.partition(" ")[0] for each in found] == ["error"]
     assert "does not match its pattern" in found[0]
+
+
+def test_a_suffix_that_customers_hosts_have_is_doubtful() -> None:
+    found = findings(
+        "providers: {c: {match: {mx: [comcast.net]}, source: me, date: 2026-11-01, total: {connections: 1}}}"
+    )
+    assert found == ["warning f.yaml:1 match: customers' own hosts are in comcast.net too: name the mail exchangers"]

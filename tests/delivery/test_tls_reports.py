@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from email import message_from_bytes
 from email.policy import default
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -462,7 +463,8 @@ async def test_nothing_is_posted_to_private_addresses(
 
     assert host.posts == []
     reasons = [line["reason"] for line in logs if line["event"] == "tls_report.failed"]
-    assert reasons[:2] == [f"{host} is an address of a private network" for host in ("127.0.0.1", "::ffff:7f00:1")]
+    mapped = ip_address("::ffff:127.0.0.1")  # written in another way from Python 3.13 on
+    assert reasons[:2] == [f"{host} is an address of a private network" for host in ("127.0.0.1", mapped)]
     assert reasons[2].startswith("2130706433 ")
     assert "inside.example: only addresses of private networks" in reasons[3]
 

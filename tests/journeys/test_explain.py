@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from mailerd.config import Pool, PoolSource, Source, WarmUpOf
 from mailerd.config.shaping import BUILTIN_NAME, builtin_shaping, parse_shaping
@@ -230,8 +231,10 @@ async def test_sources_come_in_their_order_with_state_and_warm_up(
     assert "192.0.2.77" in two.reason
     warming = next(limit for limit in one.limits if limit.name == "warm-up")
     assert warming.place == "mailerd.yaml:5"
-    left = int(warming.allows.partition(" ")[0])
-    assert 190 <= left <= 198  # of 200, two are used, and a worker has drawn a few beforehand
+    assert warming.allows == "200 recipients a day"
+    assert 2 <= int(warming.used.removesuffix(" used")) <= 10  # two, and a worker has drawn a few beforehand
+    assert two.waits is not None
+    assert two.waits.reason == f"it sends nothing: {two.reason}"
 
 
 async def test_a_pool_without_a_usable_source_says_so(
@@ -260,6 +263,77 @@ async def test_a_path_is_explained_by_its_name(relay: RunningRelay) -> None:
     assert named.paths[0].lately > 0
     assert await ask.knows_site("mx.example.net")
     assert not await ask.knows_site("mx.example.org")
+
+
+@pytest.mark.parametrize(
+    ("source", "site", "why"),
+    [
+        ("nosuch", "mx.example.net", "there is no source 'nosuch', only none"),
+        ("", "fresh.example", "no site 'fresh.example'; fresh.example is at mx.example.net"),
+        (None, "127.0.0.1:2526", "no site '127.0.0.1:2526'; nothing was sent"),
+    ],
+)
+async def test_a_path_that_there_is_not_is_not_invented(
+    relay: RunningRelay, dns: DnsServer, source: str | None, site: str, why: str
+) -> None:
+    dns.add("fresh.example", "MX", "10 mx.example.net.")
+    with pytest.raises(LookupError, match=why):
+        await relay.relay.explainer(ConfigText("", "")).path(source, site)
+
+
+async def test_a_site_that_was_not_used_yet_is_known_by_its_host(relay: RunningRelay) -> None:
+    told = await relay.relay.explainer(ConfigText("", "")).path("", "mx.example.net")
+    assert told.paths[0].waits is None
+
+
+async def test_mail_of_a_pool_that_was_taken_away_says_so(
+    database: str, dns: DnsServer, mx: ScriptedMx, now: Clock, tmp_path: Path
+) -> None:
+    config = relay_config(tmp_path, dns, mx.port, pools={"default": Pool(), "old": Pool()})
+    async with running_relay(config, database, clock=now) as relay:
+        sent = await relay.submit("ann@nowhere.example", pool="old", not_before=now.now + timedelta(hours=1))
+        less = replace(config, pools={"default": Pool()})
+        relay.relay.reconfigure(less, relay.relay.identity, rules())
+        told = await relay.relay.explainer(ConfigText("", "")).message(sent.message_id)
+        by_domain = await about(relay, "nowhere.example")
+
+    (destination,), (recipient,) = told.destinations, told.waiting
+    assert destination.refusal is None
+    assert destination.next.startswith("nothing: there is no pool old any more; put it back")
+    assert recipient.reason == "there is no pool old any more"
+    assert [each.waits and each.waits.reason for each in by_domain.destinations[0].queues] == [recipient.reason]
+
+
+async def test_the_source_whose_path_waits_least_is_named_as_the_next(
+    database: str, dns: DnsServer, mx: ScriptedMx, now: Clock, tmp_path: Path
+) -> None:
+    config = relay_config(
+        tmp_path,
+        dns,
+        mx.port,
+        sources={
+            "mta1": Source(address="127.0.0.31"),
+            "mta2": Source(address="127.0.0.32", warmup=WarmUpOf(plan="standard", started="2099-01-01")),
+        },
+        pools={"default": Pool(sources=(PoolSource(name="mta1"), PoolSource(name="mta2")))},
+    )
+    async with running_relay(config, database, clock=now) as relay:
+        relay.relay.reconfigure(config, relay.relay.identity, rules(RULES))
+        await relay.relay.upkeep._warmups.judge(now.now.date())
+        await relay.submit("ann@example.net")
+        await relay.settled()
+        waiting = [await relay.submit(f"u{n}@example.net") for n in range(8)]
+        await relay.settled()
+        asked = [await relay.relay.explainer(ConfigText("", "")).message(each.message_id) for each in waiting]
+        (destination,) = (await about(relay)).destinations
+
+    assert len(mx.delivered) == 1
+    for each in (destination, *(told.destinations[0] for told in asked)):
+        assert each.next.startswith("an attempt from mta1")
+        assert "mta1 to mx.example.net: message rate (own.yaml:5)" in each.next
+    limits = {limit.name: limit for path in destination.paths for limit in path.limits}
+    assert limits["mta1 to mx.example.net: message rate"].allows == "1/h"
+    assert (limits["warm-up"].allows, limits["warm-up"].used) == ("nothing before 2099-01-01", "")
 
 
 async def test_without_a_ledger_it_is_said_what_is_not_known(relay: RunningRelay, tmp_path: Path) -> None:

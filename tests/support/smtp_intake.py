@@ -22,6 +22,7 @@ from mailerd.intake.credentials import Credential
 from mailerd.intake.envelope import Envelope, Origin, Receipt
 from mailerd.intake.smtp_content import Memory
 from mailerd.intake.smtp_listener import SmtpListener
+from tests.support.authority import CA_USAGE
 
 
 @dataclass
@@ -189,6 +190,10 @@ def make_certificate(directory: Path) -> tuple[str, str]:
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("mail.example.com")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(CA_USAGE, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     certificate_path, key_path = directory / "certificate.pem", directory / "key.pem"

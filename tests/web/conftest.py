@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from mailerd.config import Pool, Rate, Stream
+from mailerd.config import Pool, PoolSource, Rate, Source, Stream
 from mailerd.delivery.effects import EffectStore
 from mailerd.delivery.explain import ConfigText
 from mailerd.intake.authenticator import Authenticator
@@ -158,14 +158,21 @@ async def proxy(database: str, tmp_path: Path) -> AsyncIterator[DatabaseProxy]:
 
 
 @pytest.fixture
+def sources(request: pytest.FixtureRequest) -> dict[str, Source]:
+    """Our addresses, all of them in the pool `default`: parametrize it, indirectly."""
+    return getattr(request, "param", {})
+
+
+@pytest.fixture
 async def relay(
-    proxy: DatabaseProxy, dns: DnsServer, mx: ScriptedMx, now: Clock, tmp_path: Path
+    proxy: DatabaseProxy, dns: DnsServer, mx: ScriptedMx, now: Clock, tmp_path: Path, sources: dict[str, Source]
 ) -> AsyncIterator[RunningRelay]:
     config = relay_config(
         tmp_path,
         dns,
         mx.port,
-        pools={"default": Pool(), "warm": Pool()},
+        sources=sources,
+        pools={"default": Pool(sources=tuple(PoolSource(name=name) for name in sources)), "warm": Pool()},
         streams={"transactional": Stream(), "marketing": Stream(pool="warm")},
     )
     async with running_relay(config, proxy.url, clock=now) as running:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from mailerd.config import Source
+from mailerd.config.values import IpAddress
 from tests.web.conftest import EMAIL, Api
 
 PAUSE = {"kind": "pause", "site": "mx.example.net", "reason": "asked by postmaster", "for": "2h"}
@@ -33,6 +35,23 @@ async def test_paths_in_use_are_listed(api: Api) -> None:
         (path,) = (await api.ask("GET", f"/api/v1/paths{query}")).json["paths"]
         assert (path["source"], path["site"], path["provider"]) == ("", "mx.example.net", "default")
     assert (await api.ask("GET", "/api/v1/paths?source=mta9")).json["paths"] == []
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [{"mta1": Source(address=IpAddress("127.0.0.31")), "mta2": Source(address=IpAddress("192.0.2.77"))}],
+    indirect=True,
+)
+async def test_paths_of_sources_with_addresses_are_told(api: Api) -> None:
+    await api.send()
+    await api.relay.settled()
+    for query in ("", "?source=mta1", "?site=mx.example.net"):
+        answer = await api.ask("GET", f"/api/v1/paths{query}")
+        assert answer.status == 200
+        assert [(path["source"], path["address"]) for path in answer.json["paths"]] == [("mta1", "127.0.0.31")]
+    (destination,) = (await api.ask("GET", "/api/v1/paths?address=example.net")).json["destinations"]
+    told = {path["source"]: (path["address"], path["state"]) for path in destination["paths"]}
+    assert told == {"mta1": ("127.0.0.31", "ok"), "mta2": ("192.0.2.77", "failing")}
 
 
 @pytest.mark.parametrize(

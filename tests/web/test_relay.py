@@ -4,10 +4,12 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import pytest
 
 from mailerd.db import connected
+from mailerd.delivery.effects import Effect, EffectStore
 from tests.support.database_proxy import DatabaseProxy
 from tests.web.conftest import EMAIL, Api
 
@@ -270,3 +272,23 @@ async def test_connections_that_are_cut_are_replaced(api: Api, database: str) ->
     assert {answer.status for answer in answers} <= {202, 503}
     assert answers[-1].status == 202
     assert await api.accepted() == 1 + sum(answer.status == 202 for answer in answers)
+
+
+async def test_a_tenant_is_not_told_what_was_answered_to_another_one(api: Api) -> None:
+    now = api.relay.clock.now
+    words = "too-fast: 421 4.7.0 slow down, rival@example.org"
+    until = now + timedelta(hours=1)
+    effect = Effect(0, "pause", "", "default", "", "", "", 0.0, words, "f.yaml:7", now, until)
+    made = await EffectStore(api.relay.pool).add(effect)
+    api.relay.relay.upkeep.changed()
+    async with asyncio.timeout(5):
+        while not api.relay.relay.effects.active:
+            await asyncio.sleep(0.02)
+    reasons = {}
+    for key in ("all", "stranger"):
+        email = (await api.ask("POST", "/api/v1/emails", key=key, json=EMAIL)).json
+        await api.relay.settled()
+        detail = (await api.ask("GET", f"/api/v1/emails/{email['id']}", key=key)).json
+        reasons[key] = detail["recipients"][0]["reason"]
+    assert words in reasons["all"]
+    assert reasons["stranger"] == f"effect {made.id} (too-fast)"
