@@ -126,6 +126,7 @@ class Daemon:
         self._ledger = self._open_ledger()
         share_metrics(self._data_dir.path / "metrics")
         await self._start_workers(url)
+        await self._take_requests()
         if key is not None:
             print(f"mailerd api-key {key} (kept in {self._data_dir.path / 'api-key'})", flush=True)
         print(f"mailerd ready {self._sockets}", flush=True)
@@ -220,14 +221,17 @@ class Daemon:
     def _worker_count(self) -> int:
         return len(os.sched_getaffinity(0)) if self._config.workers == "auto" else self._config.workers
 
-    # -- serve
-
-    async def _serve(self) -> None:
+    async def _take_requests(self) -> None:
         assert self._workers is not None
         self._reloader = Reloader(
             self._documents, self._config, environ=self._environ, service=self._service, tell=self._workers.reload
         )
         self._requests = await serve_requests(self._data_dir.path, self._documents.path, self._reload)
+
+    # -- serve
+
+    async def _serve(self) -> None:
+        assert self._workers is not None
         self._service.ready()
         self._spawn(self._reload_when_told(), "reload")
         self._spawn(self._keep_house(), "housekeeping")
