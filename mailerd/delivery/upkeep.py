@@ -68,6 +68,7 @@ class Upkeep:
         self._nodes: list[str] = []
         self._gone: set[int] = set()  # effects that ended early, which nobody was told yet
         self._released = False  # a source may be used again, which nobody was told yet
+        self._widely = False  # also what waits for effects that hold
         self._anew = False  # mail may wait for a limit or source that a reload took away
         # When mail is to be let go, that waits for which effects, or anew; at the start, for what was cancelled before.
         self._free_at: list[tuple[float, set[int], bool]] = [(-math.inf, set(), True)]
@@ -186,6 +187,7 @@ class Upkeep:
         if self._gone or self._released or self._anew:
             self._dispatcher.look_again()
             gone, anew = self._gone, self._anew
+            self._widely |= anew or self._released
             self._gone, self._released, self._anew = set(), False, False
             self._free_at += [(self._now() + seconds, gone, anew) for seconds in (0.0, *ONCE_MORE)]
         if due := [each for each in self._free_at if each[0] <= self._now()]:
@@ -203,7 +205,10 @@ class Upkeep:
             )
         elif reasons:
             await self._dispatcher.hasten(reasons)
-        await self._store.unblock()
+        # What waits for an effect that holds would only be put off again, a million queues for nothing; unless other
+        # sources or rules may let it go elsewhere.
+        widely, self._widely = self._widely, False
+        await self._store.unblock(but_for=[] if widely else [effect.id for effect in self._effects.active])
 
     async def _exchange(self) -> None:
         await self._grants.exchange(self._nodes, joined=self._joined)

@@ -3,7 +3,7 @@
 Every statement here is one round trip for many messages: what waits while one transaction runs goes into the next.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -201,7 +201,9 @@ UNBLOCK_QUEUES = """
     WITH batch AS MATERIALIZED (
         SELECT name FROM queues WHERE name > $1 ORDER BY name LIMIT $2
     ), locked AS MATERIALIZED (
-        SELECT name FROM queues WHERE name IN (SELECT name FROM batch) AND blocked_until IS NOT NULL
+        SELECT name FROM queues
+         WHERE name IN (SELECT name FROM batch) AND blocked_until IS NOT NULL
+           AND COALESCE(substring(reason FROM '^effect ([0-9]+):') <> ALL ($3::text[]), true)
          ORDER BY name COLLATE "C" FOR UPDATE
     ), changed AS (
         UPDATE queues SET blocked_until = NULL, reason = '' WHERE name IN (SELECT name FROM locked)
@@ -407,11 +409,11 @@ class QueueStore:
         """
         await self._pool.execute(HASTEN, reasons, now, None if effects is None else [str(id_) for id_ in effects])
 
-    async def unblock(self) -> None:
-        """Whatever blocked queues is over, or may be: look at all of them again."""
+    async def unblock(self, *, but_for: Collection[int] = ()) -> None:
+        """Whatever blocked queues is over, or may be: look at them again, but for those that wait for these effects."""
         last: str | None = ""
         while last is not None:
-            last = await self._pool.fetchval(UNBLOCK_QUEUES, last, UNBLOCK_AT_ONCE)
+            last = await self._pool.fetchval(UNBLOCK_QUEUES, last, UNBLOCK_AT_ONCE, [str(id_) for id_ in but_for])
 
     async def put_off(self, queues: Mapping[Queue, tuple[datetime, str]], *, now: datetime) -> None:
         """As `block`, for queues that had mail due at `now`, as long as they still have."""

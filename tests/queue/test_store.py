@@ -203,3 +203,24 @@ async def test_mail_of_a_pool_that_nobody_serves_says_so(store: QueueStore, pool
         "idle": "no source of pool idle may be used here: a: not bound",
         "default": "",
     }
+
+
+async def test_what_waits_for_an_effect_that_holds_stays_blocked(store: QueueStore, pool: Pool, worker: int) -> None:
+    reasons = {
+        "a.example": "effect 7: paused",
+        "b.example": "effect 8: paused",
+        "c.example": "a limit",
+        "d.example": "",
+    }
+    until = datetime.now(UTC) + 2 * HOUR
+    messages = [mail(domain=domain) for domain in reasons]
+    await accept(store, *messages)
+    await store.block(
+        {queue_of(message.recipients[0]): (until, reasons[message.recipients[0].domain]) for message in messages}
+    )
+
+    await store.unblock(but_for=[7])
+    blocked = await pool.fetch("SELECT name FROM queues WHERE blocked_until IS NOT NULL")
+    assert [row["name"].rpartition("/")[2] for row in blocked] == ["a.example"]
+    await store.unblock()
+    assert await pool.fetchval("SELECT count(*) FROM queues WHERE blocked_until IS NOT NULL") == 0
