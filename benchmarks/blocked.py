@@ -346,7 +346,8 @@ def _compare(
             for turn in turns[system.name]:
                 results.line(brake=brake, system=system.name, **asdict(turn))
         facts |= {"explain": full.command("explain", f"someone@d1.{PROVIDER}")}
-        facts |= {"reasons": [row[0] for row in full.ask(REASONS)]}
+        # Without where this run kept its files.
+        facts |= {"reasons": [row[0].replace(f"{full.rules.parent}/", "") for row in full.ask(REASONS)]}
         facts |= _release(full, work)
         results.line(brake=brake, **facts)
         _report(results, brake, facts, [(s.name, turns[s.name], rests[s.name]) for s in (without, full)])
