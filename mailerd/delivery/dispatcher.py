@@ -94,9 +94,8 @@ class Dispatcher:
         self._astray = False  # a claim may have been committed without our hearing of it
         self._wake = asyncio.Event()
         self._hungry = False  # there was more to claim than fitted
-        self._lined_up_until = (
-            0.0  # of the loop's clock: until then queues have their turns at connections that are full
-        )
+        # Of the loop's clock: until then queues have their turns at connections that are full.
+        self._lined_up_until = 0.0
         self._flows = FLOWS_AT_ONCE  # that the last look found mail of
         self._each = float(UNKNOWN_ROOM)  # recipients that a claim finds in a queue
         self._turns = dict.fromkeys(range(LANES), "")  # lane → the flow that had its turn last
