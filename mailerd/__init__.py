@@ -5,8 +5,8 @@ what happened is appended to `events`. `web` and `cli` look and steer; `relay` p
 `worker` runs that in one process, `daemon` starts the workers, each with its `assignment`, and watches them. `sandbox`
 is a mail exchanger to try things out with. Imports go only left along
 
-    errors < wire < config < logs < processes < db < events < metrics < queue < delivery < intake < relay < web <
-    sandbox < assignment < worker < daemon < cli
+    errors < wire < config < logs < processes < db < events < metrics < queue < delivery < intake < feedback < relay <
+    web < sandbox < assignment < worker < daemon < cli
 
 Glossary (one word, one meaning):
 

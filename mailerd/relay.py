@@ -19,6 +19,7 @@ from mailerd.delivery.identity import Identity
 from mailerd.delivery.ledger import Ledger
 from mailerd.delivery.mta_sts import StsPolicies, StsStore
 from mailerd.delivery.notices import Notices
+from mailerd.delivery.personal import Personal
 from mailerd.delivery.resolver import Resolver
 from mailerd.delivery.routing import Router
 from mailerd.delivery.settler import Settler
@@ -66,7 +67,8 @@ class Relay:
     """`submitter` takes mail in, `dispatcher` sends it; `worker` numbers the lease that owns what is in memory.
 
     `slot` is which of the node's `workers` this one is, from 0; `node` the installation among those that share the
-    database; `rules` the shaping rules; `ledger` where the node counts, when not in its data directory.
+    database; `rules` the shaping rules; `ledger` where the node counts, when not in its data directory; `secret` is
+    that of the installation (CredentialStore.secret).
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Relay:
         ledger: Path | None = None,
         clock: Callable[[], datetime] = utc_now,
         silent_for: Callable[[], float] = lambda: 0.0,
+        secret: bytes,
     ) -> None:
         self._config = config
         self._clock = clock
@@ -103,6 +106,7 @@ class Relay:
         self._signers = ThreadPoolExecutor(1, "dkim") if workers < len(os.sched_getaffinity(0)) else None
         self.identity = Identity(config)
         self._notices = Notices(config, ids.next)
+        self._personal = Personal(config, secret)
         self._attempts = Attempts(
             config,
             store=self.store,
@@ -111,6 +115,7 @@ class Relay:
             notices=self._notices,
             journal=self.journal,
             clock=clock,
+            personal=self._personal,
             signers=self._signers,
         )
         self.effects = Effects(EffectStore(pool), clock)
@@ -193,6 +198,7 @@ class Relay:
         self._rules = rules
         self.identity = identity
         self._notices.reconfigure(config)
+        self._personal.reconfigure(config)
         self._attempts.reconfigure(config, identity)
         self._router.reconfigure(config)
         self._sources.reconfigure(config)

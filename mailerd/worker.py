@@ -123,6 +123,7 @@ class Worker:
         config = self._settings.config
         self._pool = await connect_pool(self._assignment.database_url, min=1, max=config.database.connections)
         self._leases = WorkerStore(self._pool)
+        self._credentials = CredentialStore(self._pool)
         self._number = await self._leases.register(self._assignment.node, os.getpid())
         self._last_beat = time.monotonic()
         self._relay = Relay(
@@ -135,6 +136,7 @@ class Worker:
             rules=self._settings.rules,
             ledger=handed_on(self._assignment.ledger) if self._assignment.ledger >= 0 else None,
             silent_for=lambda: time.monotonic() - self._last_beat,
+            secret=await self._credentials.secret(),
         )
         self._relay.upkeep.seen(sorted({worker.node for worker in await self._leases.all()}))
         await self._relay.start()
@@ -152,8 +154,7 @@ class Worker:
 
     async def _open_listeners(self) -> None:
         config = self._settings.config
-        credentials = CredentialStore(self._pool)
-        self._authenticator = Authenticator(credentials, failures=config.smtp.auth_failures)
+        self._authenticator = Authenticator(self._credentials, failures=config.smtp.auth_failures)
         self._memory = Memory(config.smtp.data_memory)
         shares = Shares(Path(config.data_dir) / "connections", self._assignment.slot, self._workers)
         self._listeners = [
@@ -186,7 +187,7 @@ class Worker:
             effects=EffectStore(self._pool),
             ping=self._leases.ping,
             stopping=self._stopping.is_set,
-            cursor_key=await credentials.secret(),
+            cursor_key=await self._credentials.secret(),
             limits=self._limits,
         )
         app = build_app(services)

@@ -15,6 +15,7 @@ TOP = ("__main__",)  # starts all the others
 PURE = (
     *sorted(ROOT.glob("wire/*.py")),
     *sorted(ROOT.glob("config/*.py")),
+    *sorted(ROOT.glob("feedback/reading/*.py")),
     ROOT / "queue/retry.py",
     ROOT / "queue/ids.py",
     ROOT / "delivery/control.py",

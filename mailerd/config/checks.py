@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from mailerd.config.tree import Config, Listener, RouteRule, is_loopback
 from mailerd.config.values import Endpoint, parse_endpoint, parse_hostname
-from mailerd.wire.address import parse_mailbox
+from mailerd.wire.address import parse_mailbox, with_parents
 
 Place = tuple[str | int, ...]  # the way to a key: ("listeners", 0, "bind")
 Findings = Iterator[tuple[Place, str]]
@@ -19,6 +19,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)  # no slash: queues are
 BUILT_IN_PLANS = ("documents", "standard", "conservative")
 LARGEST_STAGE = 1_000_000_000
 SHORTEST_IDLE = 86_400  # seconds
+LOCAL_PART = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}", re.ASCII)
 SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 # Durations and sizes with which nothing would work at 0.
@@ -35,11 +36,13 @@ POSITIVE = (
     ("database", "shared_buffers"),
     ("database", "max_wal_size"),
     ("http", "max_body"),
+    ("inbound", "max_size"),
+    ("webhooks", "timeout"),
 )
 
 
 def check_names(config: Config) -> Findings:
-    for section in ("sources", "pools", "streams"):
+    for section in ("sources", "pools", "streams", "sinks", "providers"):
         for name in getattr(config, section):
             if not NAME.fullmatch(name):
                 yield (section, name), "expected a name of a-z, 0-9, - and _, at most 63 characters"
@@ -151,7 +154,10 @@ def check_listeners(config: Config) -> Findings:
 
 def _listener_findings(listener: Listener, *, has_certificate: bool) -> Iterator[tuple[str, str]]:
     if listener.kind == "inbound":
-        yield "kind", "this release takes no inbound mail: expected submission or submissions"
+        if listener.trusted:
+            yield "trusted", "does nothing here: nobody submits to an inbound listener"
+        if listener.starttls == "required" and not has_certificate:
+            yield "starttls", "required needs tls.certificate and tls.key"
         return
     if listener.auth != "required" and not listener.trusted:
         yield "auth", f"{listener.auth} needs networks: name them in `trusted`, such as [127.0.0.0/8]"
@@ -198,6 +204,46 @@ def _is_bindable(host: str) -> bool:
     except ValueError:
         return host == "localhost"
     return True
+
+
+def check_public_url(config: Config) -> Findings:
+    if config.http is None or config.http.public_url is None:
+        return
+    try:
+        parts = urlsplit(config.http.public_url)
+        fits = parts.scheme in ("https", "http") and parts.hostname and not (parts.query or parts.fragment)
+    except ValueError:
+        fits = False
+    if not fits or not config.http.public_url.isascii() or not config.http.public_url.isprintable():
+        yield ("http", "public_url"), "expected where the world reaches us, such as https://mail.example.com"
+    elif parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        yield ("http", "public_url"), "expected https: links in mail are clicked anywhere (RFC 8058 asks for it)"
+
+
+def check_inbound(config: Config) -> Findings:
+    """Local parts that mean one thing each."""
+    inbound = config.inbound
+    seen: set[str] = set()
+    lists = (("complaints", inbound.complaints), ("dmarc_reports", inbound.dmarc_reports))
+    for key, names in (*lists, ("tls_reports", inbound.tls_reports), ("forward", tuple(inbound.forward))):
+        for index, name in enumerate(names):
+            place = ("inbound", key, name if key == "forward" else index)
+            if not LOCAL_PART.fullmatch(name):
+                yield place, "expected the part before the @, in lower case, such as fbl"
+            elif name in seen:
+                yield place, f"{name!r} is here twice"
+            seen.add(name)
+    for name, address in inbound.forward.items():
+        yield from _address_findings(("inbound", "forward", name), address)
+
+
+def check_routes_providers(config: Config) -> Findings:
+    for index, route in enumerate(config.routes):
+        if route.provider is not None and route.provider not in config.providers:
+            known = _known("providers", config.providers)
+            yield ("routes", index, "provider"), f"there is no provider {route.provider!r}: {known}"
+        if route.provider is not None and not route.hosts:
+            yield ("routes", index, "provider"), "needs hosts: those of the provider"
 
 
 def check_tls(config: Config) -> Findings:
@@ -260,7 +306,7 @@ def check_tls_reports(config: Config) -> Findings:
     faults = list(_address_findings(("tls_reports", "sender"), reports.sender))
     yield from faults
     domain = reports.sender.rpartition("@")[2]
-    entry = next((config.domains[name] for name in _with_parents(domain) if name in config.domains), None)
+    entry = next((config.domains[name] for name in with_parents(domain) if name in config.domains), None)
     if not faults and (entry is None or not entry.dkim):
         yield ("tls_reports", "sender"), f"reports have to be signed: {domain} needs an entry with dkim under domains"
 
@@ -311,19 +357,13 @@ def _address_findings(place: Place, text: str) -> Findings:
         yield place, "expected an ASCII address, its domain in lower case and A-labels"
 
 
-def _with_parents(domain: str) -> Iterator[str]:
-    while domain:
-        yield domain
-        domain = domain.partition(".")[2]
-
-
 def _known(what: str, names: Iterable[str]) -> str:
     return f"{what} are {', '.join(names)}" if list(names) else f"no {what} are defined"
 
 
 # Each with the top-level keys it reads: it is left out when one of them could not be read.
 CHECKS: tuple[tuple[frozenset[str], Callable[[Config], Findings]], ...] = (
-    (frozenset({"sources", "pools", "streams"}), check_names),
+    (frozenset({"sources", "pools", "streams", "sinks", "providers"}), check_names),
     (frozenset({"hostname"}), check_hostname),
     (frozenset({"data_dir"}), check_data_dir),
     (frozenset({"database"}), check_database),
@@ -335,6 +375,9 @@ CHECKS: tuple[tuple[frozenset[str], Callable[[Config], Findings]], ...] = (
     (frozenset({"streams", "pools"}), check_streams),
     (frozenset({"listeners", "tls"}), check_listeners),
     (frozenset({"listeners", "http", "sandbox"}), check_binds),
+    (frozenset({"http"}), check_public_url),
+    (frozenset({"inbound"}), check_inbound),
+    (frozenset({"routes", "providers"}), check_routes_providers),
     (frozenset({"tls"}), check_tls),
     (frozenset({"resolver"}), check_resolver),
     (frozenset({"routes", "streams", "pools"}), check_routes),

@@ -54,6 +54,7 @@ class Listener(Node, frozen=True):
 class Http(Node, frozen=True):
     bind: Endpoint = Endpoint("127.0.0.1", 8025)
     max_body: Size = Size(40_000_000)  # of one request
+    public_url: str | None = None  # where the world reaches it, such as https://mail.example.com: for links in mail
 
 
 class Tls(Node, frozen=True):
@@ -153,6 +154,7 @@ class RouteRule(Node, frozen=True):
     tls: Literal["none", "opportunistic", "required", "verify", "implicit"] = "opportunistic"
     tls_minimum: Literal["TLSv1.2", "TLSv1.3"] | None = None  # null: delivery.tls_minimum
     auth: RouteAuth | None = None
+    provider: str | None = None  # whose events about this mail come back by HTTP (providers)
 
 
 class Stream(Node, frozen=True):
@@ -160,6 +162,8 @@ class Stream(Node, frozen=True):
     expires: Duration = Duration(4 * 86_400)
     delay_notice: Duration = Duration(4 * 3_600)  # a delay report to the sender after this long; 0: never
     precedence: Annotated[int, Meta(ge=0, le=9)] | None = None  # lower goes first; null: transactional 0, others 1
+    unsubscribe: bool | None = None  # List-Unsubscribe fields of ours; null: marketing has them, others on demand
+    forward_bounces: bool | None = None  # what comes back late goes on to the sender; null: all but marketing
 
 
 class DkimKey(Node, frozen=True):
@@ -169,6 +173,67 @@ class DkimKey(Node, frozen=True):
 
 class SendingDomain(Node, frozen=True):
     dkim: tuple[DkimKey, ...] = ()
+    return_path: Hostname | None = None  # bounces come back to addresses of this domain; null: that of the tenant
+
+
+class Tenant(Node, frozen=True):
+    return_path: Hostname | None = None  # for sending domains that name none; null: the sender's own address stays
+
+
+class Inbound(Node, frozen=True):
+    """What `inbound` listeners take besides bounces, at the hostname and every return-path domain; by local part."""
+
+    complaints: tuple[str, ...] = ("fbl",)  # addresses registered at feedback loops
+    dmarc_reports: tuple[str, ...] = ("dmarc",)  # the rua of DMARC records
+    tls_reports: tuple[str, ...] = ("tlsrpt",)  # the rua of TLSRPT records
+    forward: dict[str, str] = {}  # postmaster: ops@example.com
+    max_size: Size = Size(10_000_000)
+
+
+class Suppression(Node, frozen=True):
+    """When an address is not mailed any more; that of a tenant never binds another one."""
+
+    scope: Literal["tenant", "global"] = "tenant"  # of what bounces and complaints lead to
+    soft_bounces: Annotated[int, Meta(ge=1, le=100)] = 3  # so many, with no delivery between them,
+    soft_span: Duration = Duration(86_400)  # over so long at least
+    soft_memory: Duration = Duration(30 * 86_400)  # without another one: forgotten
+
+
+class Webhooks(Node, frozen=True):
+    """How applications are told."""
+
+    allow_private: tuple[Hostname, ...] = ()  # hosts of endpoints that may have loopback and private addresses
+    timeout: Duration = Duration(15)
+    connections: Annotated[int, Meta(ge=1, le=100)] = 4  # at once, to one endpoint
+    log: Duration = Duration(7 * 86_400)  # how long deliveries are remembered
+
+
+class Sink(Node, frozen=True):
+    """Where events are written to, all of them or those named."""
+
+    kind: Literal["jsonl", "kafka", "amqp", "nats"]
+    events: tuple[str, ...] = ()  # email.bounced, email.*; empty: all
+    streams: tuple[str, ...] = ()
+    directory: FilePath | None = None  # jsonl
+    rotate_size: Size = Size(100_000_000)  # jsonl; before compression
+    rotate_every: Duration = Duration(86_400)  # jsonl
+    keep: Duration = Duration(90 * 86_400)  # jsonl; 0: for ever
+    servers: tuple[Endpoint, ...] = ()  # kafka, nats
+    url: str | None = None  # amqp
+    url_file: FilePath | None = None  # amqp, nats: with its password
+    topic: str = "mailerd.events"  # kafka: topic; amqp: exchange; nats: subject, the event's type is appended
+    tls: bool = False  # kafka, nats
+    username: str | None = None
+    password_file: FilePath | None = None
+
+
+class Provider(Node, frozen=True):
+    """A service that relays mail for us and reports by HTTP to /api/v1/providers/NAME."""
+
+    kind: Literal["ses", "sendgrid", "mailgun", "postmark"]
+    # ses: the ARN of the topic; sendgrid: its public key; mailgun: the signing key; postmark: user:password
+    key: str | None = None
+    key_file: FilePath | None = None
 
 
 class Smtp(Node, frozen=True):
@@ -260,6 +325,12 @@ class Config(Node, frozen=True):
         default_factory=lambda: {"transactional": Stream(expires=Duration(86_400)), "marketing": Stream()}
     )
     domains: dict[str, SendingDomain] = {}
+    tenants: dict[str, Tenant] = {}
+    inbound: Inbound = Inbound()
+    suppression: Suppression = Suppression()
+    webhooks: Webhooks = Webhooks()
+    sinks: dict[str, Sink] = {}
+    providers: dict[str, Provider] = {}
     smtp: Smtp = Smtp()
     delivery: Delivery = Delivery()
     shaping: Shaping = Shaping()
@@ -276,6 +347,18 @@ def precedence(streams: Mapping[str, Stream], name: str) -> int:
     if stream is not None and stream.precedence is not None:
         return stream.precedence
     return 0 if name == "transactional" else 1
+
+
+def unsubscribes(streams: Mapping[str, Stream], name: str) -> bool:
+    """Does mail of this stream go out with List-Unsubscribe fields of ours, if it does not say?"""
+    stream = streams.get(name)
+    return stream.unsubscribe if stream is not None and stream.unsubscribe is not None else name == "marketing"
+
+
+def forwards_bounces(streams: Mapping[str, Stream], name: str) -> bool:
+    """Does what comes back late about mail of this stream go on to its sender?"""
+    stream = streams.get(name)
+    return stream.forward_bounces if stream is not None and stream.forward_bounces is not None else name != "marketing"
 
 
 def is_loopback(host: str) -> bool:

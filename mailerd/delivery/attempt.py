@@ -15,6 +15,7 @@ from mailerd import metrics
 from mailerd.config import Config
 from mailerd.delivery.identity import Identity
 from mailerd.delivery.notices import Notice, Notices, delay_is_due, wanted
+from mailerd.delivery.personal import Personal
 from mailerd.delivery.session import Session
 from mailerd.delivery.settler import Settler
 from mailerd.delivery.transaction import Result, Transaction, dsn_parameters
@@ -71,6 +72,7 @@ class Attempts:
         notices: Notices,
         journal: Journal,
         clock: Callable[[], datetime],
+        personal: Personal,
         signers: Executor | None = None,
     ) -> None:
         self._config = config
@@ -81,6 +83,11 @@ class Attempts:
         self._journal = journal
         self._clock = clock
         self._signers = signers
+        self._personal = personal
+
+    def alone(self, message: Message) -> bool:
+        """Does each recipient of this message need a job of its own?"""
+        return self._personal.alone(message)
 
     def reconfigure(self, config: Config, identity: Identity) -> None:
         """What is attempted from now on follows these."""
@@ -96,11 +103,11 @@ class Attempts:
         if not job.recipients or not await self._load(job):
             return ()
         message = job.message
-        content = await self._content(message, session)
+        content = await self._content(job, session)
         kept = session.sent > 0
         try:
             transaction = await session.transact(
-                message.sender,
+                self._personal.path(message, job.recipients[0]),
                 [recipient.address for recipient in job.recipients],
                 content,
                 smtputf8=message.smtputf8,
@@ -227,14 +234,18 @@ class Attempts:
             await asyncio.sleep(RETRY_AFTER)
         return message.content
 
-    async def _content(self, message: Message, session: Session) -> bytes:
+    async def _content(self, job: Job, session: Session) -> bytes:
         """What goes over the wire: in the form that the peer takes, signed."""
+        message = job.message
         content = message.content
         assert content is not None
         if message.eight_bit and not session.supports_8bit and (converted := downgrade(content)) is not None:
             message.content = content = converted
             message.eight_bit = not converted.isascii()
             message.signature = None
+        if head := self._personal.header(message, job.recipients[0]):
+            content = head + content
+            return await self._sign(message, content) + content
         if message.signature is None:
             message.signature = await self._sign(message, content)
         return message.signature + content if message.signature else content
@@ -286,7 +297,10 @@ def _notify(notices: list[Notice], notice: Notice) -> None:
 
 
 def _event(recipient: Recipient, type_: str, data: dict[str, Any], now: datetime) -> Event:
-    return Event(now, type_, recipient.message.id, recipient.n, recipient.address, recipient.message.tenant, data)
+    message = recipient.message
+    return Event(
+        now, type_, message.id, recipient.n, recipient.address, message.tenant, data, message.stream, message.campaign
+    )
 
 
 def _facts(recipient: Recipient, result: Result, where: Where, milliseconds: float) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class Sessions:
 
     def add(self, destination: Destination, job: Job) -> None:
         """Send this as soon as may be."""
-        most = self._traffic.recipients_per_transaction(destination.path)
+        most = 1 if self._attempts.alone(job.message) else self._traffic.recipients_per_transaction(destination.path)
         last = destination.line.last_of(job)
         if (
             last is not None

@@ -6,7 +6,7 @@
 import os
 import re
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
@@ -15,7 +15,7 @@ from pathlib import Path
 from mailerd.config import Config, DkimKey, FilePath, SendingDomain
 from mailerd.delivery.resolver import Failed, NoData, NoDomain, Resolver
 from mailerd.errors import ConfigError, ConfigProblem
-from mailerd.wire.address import domain_to_ascii
+from mailerd.wire.address import domain_to_ascii, with_parents
 from mailerd.wire.dkim import KeyKind, PrivateKey, SigningKey, dns_record, generate_key, load_key
 from mailerd.wire.message import first_address_domain
 
@@ -49,7 +49,7 @@ class Identity:
 
     def sending_domain(self, domain: str) -> SendingDomain | None:
         """The settings for a domain in lower-case A-labels: its own, else those of its nearest parent."""
-        return next((self._domains[name] for name in _with_parents(domain) if name in self._domains), None)
+        return next((self._domains[name] for name in with_parents(domain) if name in self._domains), None)
 
     def signing_keys(self, header: bytes, sender: str) -> tuple[SigningKey, ...]:
         """The keys to sign with: of the From field's domain, so that DMARC aligns, else of the envelope sender's.
@@ -57,16 +57,10 @@ class Identity:
         Empty when neither has an entry. An entry without keys is an answer: that domain's mail is not signed.
         """
         for domain in (first_address_domain(header, b"from"), sender.rpartition("@")[2].lower()):
-            for name in _with_parents(domain):
+            for name in with_parents(domain):
                 if name in self._keys:
                     return self._keys[name]
         return ()
-
-
-def _with_parents(domain: str) -> Iterator[str]:
-    while domain:
-        yield domain
-        domain = domain.partition(".")[2]
 
 
 def _load_keys(

@@ -107,7 +107,9 @@ class Notices:
             "protocol": "report",
             "about": format_message_id(message.id),
         }
-        return report, Event(now, "message.accepted", id_, 1, message.sender, message.tenant, facts)
+        return report, Event(
+            now, "message.accepted", id_, 1, message.sender, message.tenant, facts, stream=report.stream
+        )
 
 
 def _recipient_report(notice: Notice, now: datetime) -> RecipientReport:

@@ -14,8 +14,8 @@ Priority = Literal["high", "normal", "low"]
 class Envelope:
     """The envelope of one message. `sender` "" is the null sender; no `stream` or `pool`: those of the credential.
 
-    `campaign`, `priority` and `require_tls` (RFC 8689: True REQUIRETLS, False "TLS-Required: No") stand above what the
-    header of the message says; None: the header decides.
+    `campaign`, `priority`, `topic`, `unsubscribe` and `require_tls` (RFC 8689: True REQUIRETLS, False "TLS-Required:
+    No") stand above what the header of the message says; None: the header decides.
     """
 
     sender: str
@@ -33,6 +33,8 @@ class Envelope:
     campaign: str | None = None
     priority: Priority | None = None
     require_tls: bool | None = None
+    topic: str | None = None
+    unsubscribe: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import asyncpg
 import structlog
 
 from mailerd import metrics
-from mailerd.config import Config, precedence
+from mailerd.config import Config, precedence, unsubscribes
 from mailerd.errors import Refused
 from mailerd.events import Event
 from mailerd.intake.allowance import Allowance, Allowances
@@ -205,6 +205,8 @@ class Submitter:
             campaign=wishes.campaign,
             lane=precedence(self._config.streams, stream) * len(PRIORITIES) + PRIORITIES.index(wishes.priority),
             require_tls=wishes.require_tls,
+            topic=wishes.topic,
+            unsubscribe=self._unsubscribes(wishes, stream, header),
         )
         for n, command in enumerate(envelope.recipients, 1):
             mailbox = command.address
@@ -259,6 +261,11 @@ class Submitter:
             known = ", ".join(sorted(self._config.pools))
             raise Refused(550, "5.5.4", f"there is no pool {pool}; known: {known}", name="unknown_pool", field="pool")
         return stream, pool
+
+    def _unsubscribes(self, wishes: Wishes, stream: str, header: bytes) -> bool:
+        """Whether it goes out with List-Unsubscribe fields of ours: as asked, else by stream; never beside others."""
+        wanted = unsubscribes(self._config.streams, stream) if wishes.unsubscribe is None else wishes.unsubscribe
+        return wanted and not wire.header_values(header, b"List-Unsubscribe")
 
     def _times(self, envelope: Envelope, stream: str, now: datetime) -> tuple[datetime, datetime]:
         due_at = max(envelope.not_before or now, now)
@@ -324,6 +331,8 @@ def _accepted(message: Message, origin: Origin, header: bytes, wishes: Wishes) -
         facts["priority"] = wishes.priority
     if wishes.require_tls is not None:
         facts["require_tls"] = wishes.require_tls
+    if wishes.topic:
+        facts["topic"] = wishes.topic
     return [
         Event(
             message.accepted_at,
@@ -333,6 +342,8 @@ def _accepted(message: Message, origin: Origin, header: bytes, wishes: Wishes) -
             recipient.address,
             message.tenant,
             None if index else facts,
+            message.stream,
+            message.campaign,
         )
         for index, recipient in enumerate(message.recipients)
     ]

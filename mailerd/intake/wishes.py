@@ -1,7 +1,8 @@
-"""What a message asks of us: its campaign, its priority, and how much TLS matters to it.
+"""What a message asks of us: its campaign and topic, its priority, a way to unsubscribe, how much TLS matters to it.
 
-The envelope says it, or the header of the message, in fields for us alone: `X-Mailerd-Campaign: spring` and
-`X-Mailerd-Priority: high`. `TLS-Required: No` (RFC 8689 section 3) is for everybody on the way and stays.
+The envelope says it, or the header of the message, in fields for us alone: `X-Mailerd-Campaign: spring`,
+`X-Mailerd-Priority: high`, `X-Mailerd-Topic: offers` and `X-Mailerd-Unsubscribe: yes`. `TLS-Required: No` (RFC 8689
+section 3) is for everybody on the way and stays.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from mailerd.wire import message as wire
 
 CAMPAIGN = b"x-mailerd-campaign"
 PRIORITY = b"x-mailerd-priority"
+TOPIC = b"x-mailerd-topic"
+UNSUBSCRIBE = b"x-mailerd-unsubscribe"
 TLS_REQUIRED = b"tls-required"
-FOR_US = (CAMPAIGN, PRIORITY)  # nobody else's business: taken out
+FOR_US = (CAMPAIGN, PRIORITY, TOPIC, UNSUBSCRIBE)  # nobody else's business: taken out
 TLS_NOT_REQUIRED = b"TLS-Required: No\r\n"
 
 MAX_CAMPAIGN = 100  # characters
@@ -24,12 +27,17 @@ SEPARATORS = frozenset("/:!")  # queues and flows are named with them
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """`require_tls`: True REQUIRETLS, False "TLS-Required: No", None neither; `said`: the header says the latter."""
+    """`require_tls`: True REQUIRETLS, False "TLS-Required: No", None neither; `said`: the header says the latter.
+
+    `unsubscribe`: with List-Unsubscribe fields, without, or None: as the stream has it.
+    """
 
     campaign: str = ""
     priority: Priority = "normal"
     require_tls: bool | None = None
     said: bool = False
+    topic: str = ""
+    unsubscribe: bool | None = None
 
 
 NOTHING = Wishes()
@@ -40,7 +48,8 @@ def read_wishes(envelope: Envelope, header: bytes) -> Wishes:
     probe = header.lower()
     ours, theirs = b"x-mailerd-" in probe, TLS_REQUIRED in probe
     campaign, priority = envelope.campaign, envelope.priority
-    if not ours and not theirs and campaign is None and priority is None and envelope.require_tls is None:
+    asked = (campaign, priority, envelope.require_tls, envelope.topic, envelope.unsubscribe)
+    if not ours and not theirs and all(wish is None for wish in asked):
         return NOTHING  # nearly all mail
     if campaign is None:
         campaign = (_single(header, CAMPAIGN) if ours else None) or ""
@@ -49,7 +58,13 @@ def read_wishes(envelope: Envelope, header: bytes) -> Wishes:
     # More than one, or another value, is no request (RFC 8689 section 3); REQUIRETLS overrules it (section 4.1).
     said = theirs and [value.lower() for value in wire.header_values(header, TLS_REQUIRED)] == [b"no"]
     require_tls = False if said and envelope.require_tls is None else envelope.require_tls
-    return Wishes(_campaign(campaign), priority, require_tls, said)
+    topic = envelope.topic
+    if topic is None:
+        topic = (_single(header, TOPIC) if ours else None) or ""
+    unsubscribe = envelope.unsubscribe
+    if unsubscribe is None and ours:
+        unsubscribe = _yes_or_no(_single(header, UNSUBSCRIBE))
+    return Wishes(_name("campaign", campaign), priority, require_tls, said, _name("topic", topic), unsubscribe)
 
 
 def _single(header: bytes, name: bytes) -> str | None:
@@ -61,11 +76,19 @@ def _single(header: bytes, name: bytes) -> str | None:
     return values[0].decode("utf-8", "surrogateescape") if values else None
 
 
-def _campaign(text: str) -> str:
+def _name(what: str, text: str) -> str:
     if len(text) > MAX_CAMPAIGN or not text.isprintable() or not SEPARATORS.isdisjoint(text):
-        advice = f"a campaign is named with up to {MAX_CAMPAIGN} printable characters, none of them a slash, : or !"
-        raise Refused(550, "5.5.4", advice, name="invalid_campaign", field="campaign")
+        advice = f"a {what} is named with up to {MAX_CAMPAIGN} printable characters, none of them a slash, : or !"
+        raise Refused(550, "5.5.4", advice, name=f"invalid_{what}", field=what)
     return text
+
+
+def _yes_or_no(text: str | None) -> bool | None:
+    if text is None:
+        return None
+    if (word := text.lower()) in ("yes", "no"):
+        return word == "yes"
+    raise Refused(550, "5.5.4", "X-Mailerd-Unsubscribe is yes or no", name="invalid_unsubscribe", field="unsubscribe")
 
 
 def _priority(text: str) -> Priority:

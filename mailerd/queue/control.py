@@ -86,16 +86,16 @@ EVENT = f"INSERT INTO events ({events.COLUMNS})"
 HOLD = f"""
     WITH changed AS (
         UPDATE recipients AS r SET held = true, reason = $10 FROM messages AS m WHERE {MATCH} AND NOT r.held
-     RETURNING r.message_id, r.n, r.address, m.tenant
+     RETURNING r.message_id, r.n, r.address, m.tenant, m.stream, m.campaign
     )
-    {EVENT} SELECT $11, 'recipient.held', message_id, n, address, tenant, $12 FROM changed
+    {EVENT} SELECT $11, 'recipient.held', message_id, n, address, tenant, $12, stream, campaign FROM changed
 """
 RELEASE = f"""
     WITH changed AS (
         UPDATE recipients AS r SET held = false, reason = '' FROM messages AS m WHERE {MATCH} AND r.held
-     RETURNING r.message_id, r.n, r.address, r.queue, r.due_at, m.tenant
+     RETURNING r.message_id, r.n, r.address, r.queue, r.due_at, m.tenant, m.stream, m.campaign
     ), queue AS ({queue_up("changed")})
-    {EVENT} SELECT $10, 'recipient.released', message_id, n, address, tenant, $11 FROM changed
+    {EVENT} SELECT $10, 'recipient.released', message_id, n, address, tenant, $11, stream, campaign FROM changed
 """
 # The same without an event, while a command for good is carried out; should it die half way, the reason says so.
 FREEZE = f"""
@@ -133,13 +133,13 @@ EXPIRE = f"""
 CANCEL = f"""
     WITH gone AS (
         DELETE FROM recipients AS r USING messages AS m WHERE {MATCH} AND r.owner IS NULL
-     RETURNING r.message_id, r.n, r.address, m.tenant
+     RETURNING r.message_id, r.n, r.address, m.tenant, m.stream, m.campaign
     ), rest AS (
         UPDATE messages SET pending = pending - of.recipients
           FROM (SELECT message_id, count(*)::int AS recipients FROM gone GROUP BY message_id) AS of
          WHERE id = of.message_id
     )
-    {EVENT} SELECT $10, 'recipient.cancelled', message_id, n, address, tenant, $11 FROM gone
+    {EVENT} SELECT $10, 'recipient.cancelled', message_id, n, address, tenant, $11, stream, campaign FROM gone
 """
 DELETE_FINISHED = """
     DELETE FROM messages WHERE pending <= 0 AND ($1::bigint IS NULL OR id = $1)

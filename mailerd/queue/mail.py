@@ -33,8 +33,9 @@ class Message:
     counts all, `in_hand` those not settled yet. `ret` is FULL, HDRS or "", `envid` the decoded ENVID of RFC 3461 or "".
     `labels` is the sender's own map, given back on every event. `signature` holds the DKIM-Signature headers once they
     are made. Mail of a lower `lane` goes first: precedence of the stream * 3 + priority (0 high, 1 normal, 2 low).
-    `require_tls` is that of RFC 8689: True REQUIRETLS, False "TLS-Required: No". `flow`, made of the others, says who
-    competes for a turn.
+    `require_tls` is that of RFC 8689: True REQUIRETLS, False "TLS-Required: No". `topic` is what its reader may
+    unsubscribe from within the stream, `unsubscribe` asks for the header fields by which. `flow`, made of the others,
+    says who competes for a turn.
     """
 
     id: int
@@ -55,6 +56,8 @@ class Message:
     campaign: str = ""
     lane: int = 4
     require_tls: bool | None = None
+    topic: str = ""
+    unsubscribe: bool = False
     recipients: list["Recipient"] = field(default_factory=list)
     in_hand: int = 0
     signature: bytes | None = None

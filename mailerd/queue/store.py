@@ -36,7 +36,7 @@ def queue_up(changed: str) -> str:
 
 MESSAGE_COLUMNS = (
     "id, sender, stream, pool, credential, tenant, size, accepted_at, smtputf8, eight_bit, ret, envid, labels, total,"
-    " campaign, lane, require_tls"
+    " campaign, lane, require_tls, topic, unsubscribe"
 )
 
 # A worker takes mail only while its lease stands: whoever frees the mail of a dead worker first deletes the lease, and
@@ -46,29 +46,29 @@ LEASE = "SELECT number FROM workers WHERE number = $1 FOR KEY SHARE"
 # One statement is one transaction: message, recipients, queues and events stand together or not at all.
 ACCEPT = f"""
     WITH lease AS MATERIALIZED (
-        SELECT number FROM workers WHERE number = $41 FOR KEY SHARE
+        SELECT number FROM workers WHERE number = $45 FOR KEY SHARE
     ), held AS MATERIALIZED (
-        SELECT $41::int IS NULL OR EXISTS (SELECT FROM lease) AS stands
+        SELECT $45::int IS NULL OR EXISTS (SELECT FROM lease) AS stands
     ), message AS (
         INSERT INTO messages ({MESSAGE_COLUMNS}, pending, content)
         SELECT * FROM unnest(
             $1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::int[], $8::timestamptz[],
             $9::bool[], $10::bool[], $11::text[], $12::text[], $13::jsonb[], $14::int[], $15::text[], $16::smallint[],
-            $17::bool[], $14::int[], $18::bytea[])
+            $17::bool[], $18::text[], $19::bool[], $14::int[], $20::bytea[])
          WHERE (SELECT stands FROM held)
     ), recipient AS (
         INSERT INTO recipients (message_id, n, address, domain, queue, owner, due_at, expires_at, notify, orcpt)
         SELECT * FROM unnest(
-            $19::bigint[], $20::int[], $21::text[], $22::text[], $23::text[], $24::int[], $25::timestamptz[],
-            $26::timestamptz[], $27::text[], $28::text[])
+            $21::bigint[], $22::int[], $23::text[], $24::text[], $25::text[], $26::int[], $27::timestamptz[],
+            $28::timestamptz[], $29::text[], $30::text[])
          WHERE (SELECT stands FROM held)
     ), queue AS (
         INSERT INTO queues (name, lane, flow, pool, next_due)
-        SELECT * FROM unnest($29::text[], $30::smallint[], $31::text[], $32::text[], $33::timestamptz[])
+        SELECT * FROM unnest($31::text[], $32::smallint[], $33::text[], $34::text[], $35::timestamptz[])
          WHERE (SELECT stands FROM held)
         ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
     )
-    INSERT INTO events ({events.COLUMNS}) SELECT * FROM {events.rows_sql(34)} WHERE (SELECT stands FROM held)
+    INSERT INTO events ({events.COLUMNS}) SELECT * FROM {events.rows_sql(36)} WHERE (SELECT stands FROM held)
 """
 
 # Events are inserted only for recipients that this statement really took away or put back, so a batch that is sent
@@ -484,6 +484,8 @@ def _accept_parameters(
         [message.campaign for message in messages],
         [message.lane for message in messages],
         [message.require_tls for message in messages],
+        [message.topic for message in messages],
+        [message.unsubscribe for message in messages],
         [message.content for message in messages],
         [recipient.message.id for recipient in recipients],
         [recipient.n for recipient in recipients],

@@ -1,6 +1,7 @@
 """Mail addresses (RFC 5321 section 4.1.2, RFC 6531 section 3.3): text in, a `Mailbox` or words on what is wrong out."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -146,3 +147,10 @@ def _domain_problem(name: str) -> str:
     if any(label.startswith("-") or label.endswith("-") for label in labels):
         return "the domain has a label that starts or ends with a hyphen"
     return "the domain has a character that no domain has: use letters, digits, hyphens and dots"
+
+
+def with_parents(domain: str) -> Iterator[str]:
+    """The domain, the one it is in, and so on: `a.b.example`, `b.example`, `example`."""
+    while domain:
+        yield domain
+        domain = domain.partition(".")[2]

@@ -12,7 +12,7 @@ import msgspec
 from mailerd.config import Config, Delivery, Duration, Resolver
 from mailerd.config.shaping import ShapingRules
 from mailerd.db import Pool, connect_pool
-from mailerd.intake.credentials import TRUSTED, Credential
+from mailerd.intake.credentials import TRUSTED, Credential, CredentialStore
 from mailerd.intake.envelope import Envelope, Origin, Receipt
 from mailerd.queue.trace import TraceStore
 from mailerd.queue.views import MessageView
@@ -125,7 +125,16 @@ async def running_relay(
     clock = clock or Clock()
     pool = await connect_pool(database, min=1, max=4)
     number = await WorkerStore(pool).register("test", 1)
-    relay = Relay(config, pool, number, node="test", rules=rules, clock=clock, silent_for=silent_for)
+    relay = Relay(
+        config,
+        pool,
+        number,
+        node="test",
+        rules=rules,
+        clock=clock,
+        silent_for=silent_for,
+        secret=await CredentialStore(pool).secret(),
+    )
     await relay.start()
     dispatching = asyncio.create_task(relay.dispatcher.run())
     try:
