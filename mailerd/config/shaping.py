@@ -18,13 +18,14 @@ from msgspec import Meta, field
 
 import mailerd
 from mailerd.config.checks import NAME, Place
-from mailerd.config.places import dotted, line_in
+from mailerd.config.places import dotted
 from mailerd.config.reader import INVALID, TreeReader
+from mailerd.config.rule_files import BUILTIN as BUILTIN
+from mailerd.config.rule_files import read_rule_files
 from mailerd.config.tree import Node
 from mailerd.config.values import PARSERS, ByteRate, Date, Duration, FilePath, Rate, parse_hostname
 from mailerd.errors import ConfigError, ConfigProblem
 
-BUILTIN = "builtin"  # in `shaping.files`: the rules that ship with mailerd
 BUILTIN_NAME = "mailerd/shaping.yaml"  # what problems and explanations call them
 SHIPPED = Path(mailerd.__file__).with_name("shaping.yaml")
 DEFAULT = "default"  # the provider of all sites that belong to no other
@@ -158,23 +159,7 @@ def read_shaping(
 
     Raises `ConfigError` with every file that cannot be read.
     """
-    texts: dict[str, str] = {}
-    problems = []
-    for n, file in enumerate(files):
-        name = BUILTIN_NAME if file == BUILTIN else str(directory / file)
-        try:
-            texts[name] = builtin_shaping() if file == BUILTIN else Path(name).read_text("utf-8")
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)
-            if named_in is None:
-                problems.append(ConfigProblem(name, 0, "file", f"cannot be read: {reason}"))
-                continue
-            key = f"shaping.files[{n}]"
-            line = line_in(named_in[1], key)
-            problems.append(ConfigProblem(named_in[0], line, key, f"{name} cannot be read: {reason}"))
-    if problems:
-        raise ConfigError(problems)
-    return texts
+    return read_rule_files("shaping.files", files, directory, (BUILTIN_NAME, SHIPPED), named_in)
 
 
 def parse_shaping(texts: Mapping[str, str]) -> ShapingRules:

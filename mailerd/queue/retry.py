@@ -12,10 +12,12 @@ HOUR = 3_600.0
 
 DEFAULT = (5 * MINUTE, 10 * MINUTE, 20 * MINUTE, 40 * MINUTE, 1.3 * HOUR, 2.6 * HOUR, 4 * HOUR)
 NETWORK = (1 * MINUTE, 5 * MINUTE, 15 * MINUTE, 30 * MINUTE, 1 * HOUR, 2 * HOUR, 4 * HOUR)
+BLOCKED = (15 * MINUTE, 30 * MINUTE, 1 * HOUR, 2 * HOUR, 4 * HOUR)  # knocking harder makes it worse
 SCHEDULES: dict[str, tuple[float, ...]] = {
     "greylisted": (5 * MINUTE, 10 * MINUTE, 20 * MINUTE, 40 * MINUTE, 1.3 * HOUR, 2.6 * HOUR, 4 * HOUR),
     "rate_limited": (10 * MINUTE, 20 * MINUTE, 40 * MINUTE, 1 * HOUR, 2 * HOUR, 4 * HOUR),
-    "spam_block": (15 * MINUTE, 30 * MINUTE, 1 * HOUR, 2 * HOUR, 4 * HOUR),  # knocking harder makes it worse
+    "spam_block": BLOCKED,
+    "domain_block": BLOCKED,
     "mailbox_full": (1 * HOUR, 4 * HOUR, 8 * HOUR, 16 * HOUR, 24 * HOUR),
     "too_many_recipients": (1 * MINUTE, 5 * MINUTE, 10 * MINUTE, 20 * MINUTE, 40 * MINUTE, 1 * HOUR),
     "network": NETWORK,
