@@ -13,9 +13,11 @@ import structlog
 
 from mailerd import metrics
 from mailerd.config import Config
-from mailerd.delivery.identity import Identity
+from mailerd.delivery import consequences
+from mailerd.delivery.identity import FOREIGN, Identity
 from mailerd.delivery.notices import Notice, Notices, delay_is_due, wanted
 from mailerd.delivery.personal import Personal
+from mailerd.delivery.routing import Route
 from mailerd.delivery.session import Session
 from mailerd.delivery.settler import Settler
 from mailerd.delivery.transaction import Result, Transaction, dsn_parameters
@@ -27,17 +29,18 @@ from mailerd.queue.ids import format_message_id
 from mailerd.queue.journal import Journal
 from mailerd.queue.mail import Message, Recipient
 from mailerd.queue.retry import next_attempt
+from mailerd.queue.screening import SlowDatabaseError, Suppressed, Suppressions
 from mailerd.queue.store import QueueStore, Settled
+from mailerd.queue.suppression import REFUSAL, Suppression
 from mailerd.wire import dkim
 from mailerd.wire.downgrade import downgrade
 from mailerd.wire.message import split
 
 log = structlog.get_logger()
 
+AWAY = (*LOST, asyncpg.InsufficientResourcesError)
 RETRY_AFTER = 0.5  # seconds, while the database is away
-
-
-RETURNED = local_verdict(Kind.POLICY, 554, "5.7.1", "returned to its sender by the operator of this mail system")
+RETURNED = "returned to its sender by the operator of this mail system"
 
 
 @dataclass(slots=True)
@@ -57,6 +60,7 @@ class Where:
     ip: str = ""
     source: str = ""
     tls: str = ""
+    upstream: str = ""
 
 
 class Attempts:
@@ -73,6 +77,7 @@ class Attempts:
         journal: Journal,
         clock: Callable[[], datetime],
         personal: Personal,
+        suppressions: Suppressions,
         signers: Executor | None = None,
     ) -> None:
         self._config = config
@@ -84,10 +89,11 @@ class Attempts:
         self._clock = clock
         self._signers = signers
         self._personal = personal
+        self._suppressions = suppressions
 
-    def alone(self, message: Message) -> bool:
-        """Does each recipient of this message need a job of its own?"""
-        return self._personal.alone(message)
+    def alone(self, message: Message, route: Route) -> bool:
+        """Does each recipient of this message need a job of its own, by this route?"""
+        return self._personal.alone(message, route.upstream)
 
     def reconfigure(self, config: Config, identity: Identity) -> None:
         """What is attempted from now on follows these."""
@@ -97,36 +103,86 @@ class Attempts:
     async def run(self, session: Session, job: Job, where: Where) -> Sequence[Result] | None:
         """Send the job over the session and settle it; what the host said of each recipient, nothing if not asked.
 
-        None: the kept connection was gone, the job is untouched.
+        None: the kept connection was gone, or the database, which has to be asked right before DATA; the job is to be
+        tried again. Raises SlowDatabaseError; what is left of the job is untried.
         """
         await self.give_up_expired(job)
         if not job.recipients or not await self._load(job):
             return ()
-        message = job.message
-        content = await self._content(job, session)
-        kept = session.sent > 0
-        try:
-            transaction = await session.transact(
-                self._personal.path(message, job.recipients[0]),
-                [recipient.address for recipient in job.recipients],
-                content,
-                smtputf8=message.smtputf8,
-                eight_bit=message.eight_bit,
-                ret=message.ret,
-                envid=message.envid,
-                require_tls=message.require_tls is True,
-                rcpt_params=[dsn_parameters(recipient.notify, recipient.orcpt) for recipient in job.recipients],
-                on_dot=lambda: self._open(job),
+        field = self._personal.field(job.message, job.recipients)
+        personal = bool(field)
+        if where.upstream:
+            field += self._personal.upstream_field(job.message, job.recipients, where.upstream)
+        content = field + await self._content(job, session)
+        while session.alive:
+            try:
+                await self._screen(job)
+            except AWAY:
+                await asyncio.sleep(RETRY_AFTER)
+                return None
+            if not job.recipients:
+                return ()
+            kept = session.sent > 0
+            try:
+                transaction = await self._transact(session, job, content)
+            except LocalProtocolError as error:
+                text = f"this message cannot be put into SMTP commands: {error}"
+                verdict = local_verdict(Kind.PROTOCOL, 554, "5.5.4", text)
+                await self.settle(job, [Result(verdict, "mail")] * len(job.recipients), where)
+                return ()
+            if transaction.called_off:
+                continue
+            if transaction.stale or (kept and _dismissed(transaction)):
+                return None
+            relays_dsn = session.features.dsn
+            await self.settle(
+                job, transaction.results, where, transaction.milliseconds, relays_dsn=relays_dsn, personal=personal
             )
-        except LocalProtocolError as error:
-            text = f"this message cannot be put into SMTP commands: {error}"
-            verdict = local_verdict(Kind.PROTOCOL, 554, "5.5.4", text)
-            await self.settle(job, [Result(verdict, "mail")] * len(job.recipients), where)
-            return ()
-        if transaction.stale or (kept and _dismissed(transaction)):
-            return None
-        await self.settle(job, transaction.results, where, transaction.milliseconds, relays_dsn=session.features.dsn)
-        return transaction.results
+            return transaction.results
+        return None
+
+    async def _transact(self, session: Session, job: Job, content: bytes) -> Transaction:
+        message = job.message
+        return await session.transact(
+            self._personal.path(message, job.recipients),
+            [recipient.address for recipient in job.recipients],
+            content,
+            smtputf8=message.smtputf8,
+            eight_bit=message.eight_bit,
+            ret=message.ret,
+            envid=message.envid,
+            require_tls=message.require_tls is True,
+            rcpt_params=[dsn_parameters(recipient.notify, recipient.orcpt) for recipient in job.recipients],
+            on_dot=lambda: self._open(job),
+            permit=None if message.credential == FOREIGN else _Permit(self._suppressions, job),
+        )
+
+    async def _screen(self, job: Job) -> None:
+        """Take out of the job, and settle, who must not be mailed; the answer is fresh when this returns.
+
+        What strangers wrote to our postmaster goes on whatever is suppressed: no outsider shall cut him off. Raises
+        what asking the database raises, and SlowDatabaseError.
+        """
+        if job.message.credential == FOREIGN:
+            return
+        while job.recipients and (found := await self._suppressions.clear(job.recipients)):
+            await self._give_up_suppressed(job, found)
+
+    async def _give_up_suppressed(self, job: Job, found: Sequence[Suppressed]) -> None:
+        now = self._clock()
+        message = job.message
+        notices: list[Notice] = []
+        settled = []
+        for recipient, suppression in found:
+            verdict = local_verdict(Kind.SUPPRESSED, *REFUSAL, suppression.told_to(message.tenant))
+            _notify(notices, Notice(recipient, "failed", verdict))
+            metrics.finished(message.stream, "suppressed", (now - message.accepted_at).total_seconds())
+            log.info("recipient.suppressed", message=format_message_id(message.id), to=recipient.address)
+            facts = suppression.refusal(message.tenant) | {"at": "data"}
+            settled.append(Settled(recipient, _event(recipient, "recipient.suppressed", facts, now)))
+        out = {recipient.n for recipient, _ in found}
+        job.recipients = [recipient for recipient in job.recipients if recipient.n not in out]
+        await self._finish(message, settled, notices, now)
 
     async def refuse(self, job: Job, verdict: Verdict, where: Where, stage: str) -> None:
         """Settle the whole job with a verdict that no transaction was needed for."""
@@ -134,9 +190,19 @@ class Attempts:
         await self.settle(job, [Result(verdict, stage)] * len(job.recipients), where)
 
     async def settle(
-        self, job: Job, results: Sequence[Result], where: Where, milliseconds: float = 0.0, *, relays_dsn: bool = False
+        self,
+        job: Job,
+        results: Sequence[Result],
+        where: Where,
+        milliseconds: float = 0.0,
+        *,
+        relays_dsn: bool = False,
+        personal: bool = False,
     ) -> None:
-        """Turn the results into due times, events and reports, and hand them to the settler."""
+        """Turn the results into due times, events and reports, and hand them to the settler.
+
+        `personal`: the mail named its recipient, so that a report which does not is not believed.
+        """
         now = self._clock()
         if milliseconds:
             metrics.transacted(job.message.stream, milliseconds / 1000)
@@ -157,8 +223,11 @@ class Attempts:
                 _notify(notices, Notice(recipient, "failed", verdict, where.host, result.reply is not None))
             elif recipient.notify and not relays_dsn:
                 _notify(notices, Notice(recipient, "relayed", verdict, where.host, result.reply is not None))
+            if personal and verdict.outcome is Outcome.DELIVERED:
+                data["personal"] = True
             metrics.finished(job.message.stream, verdict.outcome, (now - job.message.accepted_at).total_seconds())
-            settled.append(Settled(recipient, _event(recipient, f"recipient.{verdict.outcome}", data, now)))
+            event = _event(recipient, f"recipient.{verdict.outcome}", data, now)
+            settled.append(Settled(recipient, event, suppression=self._consequence(recipient, result, now)))
         await self._finish(job.message, settled, notices, now)
 
     def _deferred(
@@ -183,8 +252,10 @@ class Attempts:
             text=verdict.text,
         )
         if due_at is None:
-            _notify(notices, Notice(recipient, "failed", expired(recipient.last_reply), where.host))
-            return Settled(recipient, _event(recipient, "recipient.expired", data, now))
+            over = expired(recipient.last_reply)
+            _notify(notices, Notice(recipient, "failed", over, where.host))
+            consequence = consequences.of_expiry(recipient, over, self._config.suppression, now)
+            return Settled(recipient, _event(recipient, "recipient.expired", data, now), suppression=consequence)
         data["due_at"] = due_at.isoformat()
         stream = self._config.streams.get(recipient.message.stream)
         if stream is not None and delay_is_due(recipient, stream, now):
@@ -193,6 +264,11 @@ class Attempts:
             notices.append(notice)
         event = _event(recipient, "recipient.deferred", data, now)
         return Settled(recipient, event, due_at, f"{verdict.kind}: {recipient.last_reply}")
+
+    def _consequence(self, recipient: Recipient, result: Result, now: datetime) -> Suppression | None:
+        if result.verdict.outcome is not Outcome.BOUNCED or result.reply is None:
+            return None
+        return consequences.of_reply(recipient, result.verdict, result.stage, self._config.suppression, now)
 
     async def give_up_expired(self, job: Job) -> None:
         """Recipients whose time is over are not tried again, however they came here."""
@@ -204,14 +280,24 @@ class Attempts:
         notices: list[Notice] = []
         settled = []
         for recipient in late:
-            verdict = RETURNED if recipient.returned else expired(recipient.last_reply)
+            verdict = (
+                local_verdict(Kind.POLICY, 554, "5.7.1", RETURNED)
+                if recipient.returned
+                else expired(recipient.last_reply)
+            )
             _notify(notices, Notice(recipient, "failed", verdict))
             state = "bounced" if recipient.returned else "expired"
             metrics.finished(job.message.stream, state, (now - job.message.accepted_at).total_seconds())
             facts = {"attempts": recipient.attempts, "kind": verdict.kind, "text": recipient.last_reply}
             if recipient.returned:
                 facts |= {"code": verdict.code, "enhanced": verdict.enhanced, "text": verdict.text}
-            settled.append(Settled(recipient, _event(recipient, f"recipient.{state}", facts, now)))
+            consequence = (
+                None
+                if recipient.returned
+                else consequences.of_expiry(recipient, verdict, self._config.suppression, now)
+            )
+            event = _event(recipient, f"recipient.{state}", facts, now)
+            settled.append(Settled(recipient, event, suppression=consequence))
         await self._finish(job.message, settled, notices, now)
 
     async def _load(self, job: Job) -> bool:
@@ -229,7 +315,7 @@ class Attempts:
         while message.content is None:
             try:
                 return await self._store.content(message.id)
-            except (*LOST, asyncpg.InsufficientResourcesError) as error:
+            except AWAY as error:
                 log.warning("content.awaited", message=format_message_id(message.id), error=str(error))
             await asyncio.sleep(RETRY_AFTER)
         return message.content
@@ -243,7 +329,7 @@ class Attempts:
             message.content = content = converted
             message.eight_bit = not converted.isascii()
             message.signature = None
-        if head := self._personal.header(message, job.recipients[0]):
+        if head := self._personal.header(message, job.recipients):
             content = head + content
             return await self._sign(message, content) + content
         if message.signature is None:
@@ -251,6 +337,8 @@ class Attempts:
         return message.signature + content if message.signature else content
 
     async def _sign(self, message: Message, content: bytes) -> bytes:
+        if message.credential == FOREIGN:
+            return b""
         keys = self._identity.signing_keys(split(content)[0], message.sender)
         if not keys:
             return b""
@@ -284,6 +372,28 @@ class Attempts:
             except Exception:  # a verdict must stand, also when it cannot be put into a report
                 log.exception("report.failed", message=format_message_id(message.id), action=action)
         self._settler.add(settled, reports)
+
+
+class _Permit:
+    """May the job be sent, as far as suppressions go? A transaction.Permit."""
+
+    __slots__ = ("_job", "_suppressions")
+
+    def __init__(self, suppressions: Suppressions, job: Job) -> None:
+        self._suppressions = suppressions
+        self._job = job
+
+    def good(self) -> bool:
+        return self._suppressions.cleared(self._job.recipients)
+
+    def was_good(self) -> bool:
+        return self._suppressions.held(self._job.recipients)
+
+    async def renew(self) -> bool:
+        try:
+            return not await self._suppressions.clear(self._job.recipients)
+        except (*AWAY, SlowDatabaseError):
+            return False
 
 
 def _dismissed(transaction: Transaction) -> bool:

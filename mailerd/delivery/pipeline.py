@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mailerd.errors import RemoteProtocolError
@@ -32,6 +33,7 @@ class Pipeline(asyncio.Protocol):
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.trouble: Trouble | None = None
+        self.late = False  # cut, because what was written left later than it might
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._reader = ReplyReader()
@@ -51,13 +53,17 @@ class Pipeline(asyncio.Protocol):
         """Bytes that we still hold: while there are any, the peer cannot have seen the end of the content."""
         return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
 
-    async def exchange(self, commands: bytes, wanted: int, seconds: float) -> list[Reply]:
+    async def exchange(
+        self, commands: bytes, wanted: int, seconds: float, in_time: Callable[[], bool] | None = None
+    ) -> list[Reply]:
         """Write `commands`, return their `wanted` replies, each at most `seconds` after the one before.
 
-        Fewer replies come back when the connection ended; `trouble` then says why.
+        Fewer replies come back when the connection ended; `trouble` then says why. `in_time` is asked when the kernel
+        has the commands; False: the connection is cut, and `late`. It is cut too when the kernel does not take them all
+        at once: the rest could leave at any time.
         """
         self._unsent = 0
-        return await self._exchange(commands, wanted, seconds)
+        return await self._exchange(commands, wanted, seconds, in_time)
 
     async def exchange_content(self, content: bytes, block: float, dot: float) -> list[Reply]:
         """Write `content`, which ends with the dot, and return its reply, if it came.
@@ -68,7 +74,9 @@ class Pipeline(asyncio.Protocol):
         self._patience_after = dot
         return await self._exchange(content, 1, block)
 
-    async def _exchange(self, data: bytes, wanted: int, seconds: float) -> list[Reply]:
+    async def _exchange(
+        self, data: bytes, wanted: int, seconds: float, in_time: Callable[[], bool] | None = None
+    ) -> list[Reply]:
         if self.trouble is not None:
             return []
         replies: list[Reply] = []
@@ -76,6 +84,14 @@ class Pipeline(asyncio.Protocol):
         self._wanted = wanted
         self._patience = seconds
         self._transport.write(data)
+        if in_time is not None:
+            if self.unsent:
+                self.fail("reset", "the connection did not take our commands at once")
+                return []
+            if not in_time():
+                self.late = True
+                self.fail("closed", "held up while writing")
+                return []
         self._set_deadline(self._loop.time() + seconds)
         self._waiter = self._loop.create_future()
         try:

@@ -24,7 +24,7 @@ from mailerd.config import RouteAuth
 from mailerd.delivery import dane, tls_client, tls_policy
 from mailerd.delivery.pipeline import Pipeline
 from mailerd.delivery.tls_policy import TlsOutcome, TlsPolicy
-from mailerd.delivery.transaction import Conversation, Features, Mail, Step, Timeouts, Transaction
+from mailerd.delivery.transaction import Conversation, Features, Mail, Permit, Step, Timeouts, Transaction
 from mailerd.delivery.verdict import Verdict, classify, network_verdict
 from mailerd.errors import LocalProtocolError, MailerdError
 from mailerd.wire.smtp import Reply, parse_ehlo
@@ -164,17 +164,20 @@ class Session:
         rcpt_params: Sequence[str] = (),
         require_tls: bool = False,
         on_dot: Callable[[], None] | None = None,
+        permit: Permit | None = None,
     ) -> Transaction:
         """Send `content` (CRLF lines, unstuffed) to `recipients`; whatever the peer does becomes a result for each.
 
         `rcpt_params`: for each recipient, `transaction.dsn_parameters()`; written if the peer offers DSN. `require_tls`
         (RFC 8689): bounces the mail unless the session is `verified` and the peer promises to go on in the same way.
-        `on_dot` is called right before the content is written, if it is. Raises LocalProtocolError for an address that
-        holds a line break or the like, before anything is written. When cancelled, the connection is cut.
+        `on_dot` is called right before the content is written, if it is. The `permit` is asked right before DATA is
+        written and right after; if it is not good, the transaction is `called_off`, and no content was sent. Raises
+        LocalProtocolError for an address that holds a line break or the like, before anything is written. When
+        cancelled, the connection is cut.
         """
         mail = Mail(sender, recipients, content, smtputf8, eight_bit, ret, envid, rcpt_params, require_tls)
         kept = self.sent > 0
-        transaction = await Conversation(self._pipeline, self.features, self._timeouts, mail, on_dot).run()
+        transaction = await Conversation(self._pipeline, self.features, self._timeouts, mail, on_dot, permit).run()
         self.sent += 1
         if not kept and self._tls_context is not None and self._ssl_object is not None:
             self._tls_context.remember(_tls_name(self.host), self._ssl_object.session)

@@ -126,5 +126,10 @@ class Settler:
 def _wordless(settled: Settled) -> Settled:
     """The same result without the words that the database would not take."""
     settled.recipient.last_reply = ""
-    event = settled.event
-    return Settled(settled.recipient, event and replace(event, data=None), settled.due_at)
+    event, suppression = settled.event, settled.suppression
+    return Settled(
+        settled.recipient,
+        event and replace(event, data=None),
+        settled.due_at,
+        suppression=suppression and replace(suppression, detail=""),
+    )

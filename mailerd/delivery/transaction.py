@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mailerd.delivery.pipeline import Pipeline, Trouble
 from mailerd.delivery.verdict import Blame, Kind, Verdict, classify, local_verdict, network_verdict
@@ -19,6 +19,8 @@ from mailerd.wire.smtp import Reply, dot_stuff, orcpt_encode, xtext_encode
 ADDRESS = re.compile(r'(?:"(?:[^"\\\x00-\x1f\x7f]|\\[\x20-\x7e])*"@)?[^\x00-\x20\x7f<>"]*')
 PARAMETERS = re.compile(r"[\x21-\x7e]+(?: [\x21-\x7e]+)*|")
 START_INPUT = 354
+# Bytes of commands that DATA is written with. A socket takes them at once; of more, DATA could stay behind with us.
+WITH_DATA = 8192
 TOO_LARGE = "the message has {} bytes, the host takes {} at most"
 NO_8BIT = "the host does not take 8-bit content (8BITMIME), and this message cannot be converted"
 NO_UTF8 = "the host does not support internationalised addresses (SMTPUTF8)"
@@ -66,6 +68,19 @@ class Step(NamedTuple):
     milliseconds: float
 
 
+class Permit(Protocol):
+    """The word that this mail may be sent, which is good for a moment only."""
+
+    def good(self) -> bool:
+        """Asked right before DATA is written."""
+
+    def was_good(self) -> bool:
+        """Asked right after DATA was written: was it still good then, whatever kept us from running meanwhile?"""
+
+    async def renew(self) -> bool:
+        """Asked where DATA is written only after the replies to MAIL and RCPT; False calls the mail off."""
+
+
 class Result(NamedTuple):
     """What became of one recipient. `reply` is None when no reply made the verdict.
 
@@ -96,7 +111,8 @@ class Transaction(NamedTuple):
     """The results are in the order of the recipients.
 
     `usable`: the connection may carry another transaction. `stale`: a kept connection had gone before the peer answered
-    anything, so that a new connection may be tried at once; nothing was said about the message.
+    anything, so that a new connection may be tried at once; nothing was said about the message. `called_off`: by us,
+    before DATA; there are no results.
     """
 
     results: list[Result]
@@ -104,6 +120,7 @@ class Transaction(NamedTuple):
     usable: bool
     stale: bool
     milliseconds: float
+    called_off: bool = False
 
 
 def dsn_parameters(notify: str, orcpt: str) -> str:
@@ -115,16 +132,24 @@ def dsn_parameters(notify: str, orcpt: str) -> str:
 
 
 class Conversation:
-    """The steps of one transaction; `run` is the whole of it."""
+    """The steps of one transaction; `run` is the whole of it. No `permit`: nobody is asked right before DATA."""
 
     def __init__(
-        self, pipeline: Pipeline, features: Features, timeouts: Timeouts, mail: Mail, on_dot: Callable[[], None] | None
+        self,
+        pipeline: Pipeline,
+        features: Features,
+        timeouts: Timeouts,
+        mail: Mail,
+        on_dot: Callable[[], None] | None,
+        permit: Permit | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._features = features
         self._timeouts = timeouts
         self._mail = mail
         self._on_dot = on_dot
+        self._permit = permit
+        self._called_off = False
         self._results: dict[int, Result] = {}  # by index of the recipient
         self._steps: list[Step] = []
         self._answered = False
@@ -139,11 +164,12 @@ class Conversation:
             await self._send(sent)
         trouble = self._pipeline.trouble
         return Transaction(
-            results=[self._results[index] for index in range(total)],
+            results=[] if self._called_off else [self._results[index] for index in range(total)],
             steps=self._steps,
             usable=trouble is None,
             stale=trouble is not None and trouble.kind in ("closed", "reset") and bool(sent) and not self._answered,
             milliseconds=(time.perf_counter() - begun) * 1000,
+            called_off=self._called_off,
         )
 
     # before anything is written
@@ -203,6 +229,10 @@ class Conversation:
     async def _send(self, sent: list[int]) -> None:
         commands = self._commands(sent)
         replies = await (self._pipelined(commands) if self._features.pipelining else self._one_by_one(commands))
+        if self._called_off:
+            if self._steps:
+                await self._resynchronise(sent)
+            return
         accepted = self._judge_envelope(sent, replies)
         data = replies[-1]
         if self._pipeline.trouble is not None or data is None or data.code != START_INPUT:
@@ -213,19 +243,29 @@ class Conversation:
             await self._send_nothing()
 
     async def _pipelined(self, commands: list[bytes]) -> list[Reply | None]:
-        """All commands in one write (RFC 2920); None for the replies that did not come."""
+        """All commands in one write (RFC 2920), DATA by itself if they are long; None for replies that did not come."""
+        group = b"".join(commands)
+        apart = self._permit is not None and len(group) > WITH_DATA
+        if apart:
+            del commands[-1]
+            group = b"".join(commands)
         begun = time.perf_counter()
         timeouts = self._timeouts
         replies: list[Reply | None] = []
         patience = max(timeouts.mail, timeouts.rcpt, timeouts.data)
-        replies += await self._pipeline.exchange(b"".join(commands), len(commands), patience)
+        exchange = self._pipeline.exchange if apart else self._exchange_data
+        replies += await exchange(group, len(commands), patience)
         del replies[len(commands) :]
         replies += [None] * (len(commands) - len(replies))
         elapsed = (time.perf_counter() - begun) * 1000
         self._note("mail", replies[0], elapsed)
-        for reply in replies[1:-1]:
+        for reply in replies[1:] if apart else replies[1:-1]:
             self._note("rcpt", reply, elapsed)
-        self._note("data", replies[-1], elapsed)
+        if apart:
+            accepted = _done(replies[0]) and any(map(_done, replies[1:]))
+            replies.append(await self._ask_data() if accepted and self._pipeline.trouble is None else None)
+        else:
+            self._note("data", replies[-1], elapsed)
         return replies
 
     async def _one_by_one(self, commands: list[bytes]) -> list[Reply | None]:
@@ -241,7 +281,30 @@ class Conversation:
                 return replies
             accepted |= _done(reply)
         if accepted:
-            replies[-1] = await self._ask("data", commands[-1], self._timeouts.data)
+            replies[-1] = await self._ask_data()
+        return replies
+
+    async def _ask_data(self) -> Reply | None:
+        """DATA after the replies to what comes before it."""
+        if self._permit is not None and not await self._permit.renew():
+            self._called_off = True
+            return None
+        begun = time.perf_counter()
+        replies = await self._exchange_data(b"DATA\r\n", 1, self._timeouts.data)
+        reply = replies[0] if replies else None
+        self._note("data", reply, (time.perf_counter() - begun) * 1000)
+        return reply
+
+    async def _exchange_data(self, commands: bytes, wanted: int, seconds: float) -> list[Reply]:
+        """Write the commands that end with DATA, if that is permitted at this moment, and hear the replies."""
+        permit = self._permit
+        if permit is None:
+            return await self._pipeline.exchange(commands, wanted, seconds)
+        if not permit.good():
+            self._called_off = True
+            return []
+        replies = await self._pipeline.exchange(commands, wanted, seconds, permit.was_good)
+        self._called_off = self._pipeline.late
         return replies
 
     async def _ask(self, stage: str, command: bytes, seconds: float) -> Reply | None:

@@ -83,7 +83,7 @@ class GroupCommit:
         self._withdrawing: asyncio.Task[None] | None = None
 
     async def add(self, messages: list[Message], accepted: list[Event]) -> None:
-        """Returns when the messages are durable, all or none of them.
+        """Returns when the messages, if any, and events are durable, all or none of them.
 
         Raises Unavailable when they are not, Refused when they never can be. Who is cancelled before the commit began
         has stored nothing, who is cancelled later cannot know.
@@ -158,7 +158,10 @@ class GroupCommit:
         except LOST as error:
             log.warning("commit.interrupted", messages=len(messages), error=str(error))
             stored = await self._find_out([message.id for message in messages])
-            return [None if waiting.messages[0].id in stored else Unavailable(NOT_STORED) for waiting in batch]
+            return [
+                None if any(message.id in stored for message in waiting.messages) else Unavailable(NOT_STORED)
+                for waiting in batch
+            ]
         except (LeaseLostError, asyncpg.InsufficientResourcesError) as error:  # nobody's mail in particular
             log.error("commit.failed", messages=len(messages), error=repr(error))
             return [Unavailable(NOT_STORED)] * len(batch)

@@ -1,5 +1,6 @@
-"""Message ids: time-ordered 63-bit numbers that workers make without asking anyone.
+"""Ids as everybody writes them: a prefix that says of what, and the number.
 
+Message ids are time-ordered 63-bit numbers that workers make without asking anyone.
 42 bits of milliseconds since 1970, 11 bits of worker number, 10 bits of counter. A worker gets its number from a
 sequence in the database, so two workers share one only after 2,048 starts, and then not in the same millisecond.
 """
@@ -12,6 +13,8 @@ PREFIX = "msg_"
 VALUES = {letter: value for value, letter in enumerate(ALPHABET)}
 COUNTER_BITS = 10
 WORKER_BITS = 11
+SUPPRESSION = "sup_"
+IMPORT = "imp_"
 
 
 class IdMaker:
@@ -60,3 +63,16 @@ def parse_message_id(text: str) -> int:
     if number >> 63:
         raise ValueError(f"{text!r} is not a message id of ours")
     return number
+
+
+def format_id(prefix: str, number: int) -> str:
+    """`sup_17`: a number that the database gave."""
+    return f"{prefix}{number}"
+
+
+def parse_id(prefix: str, text: str) -> int:
+    """The number behind `sup_17`, which is above 0; raises ValueError for anything else, also for other spellings."""
+    digits = text.removeprefix(prefix)
+    if digits == text or not digits.isascii() or not digits.isdigit() or digits[0] == "0" or len(digits) > 18:
+        raise ValueError(f"{text[:40]!r} is not an id such as {prefix}17")
+    return int(digits)

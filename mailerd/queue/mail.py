@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from math import inf
 from typing import NamedTuple
 
 PRIORITIES = ("high", "normal", "low")
@@ -72,7 +73,8 @@ class Recipient:
     """One address of a message: the unit of queueing. `domain` is lower-case ASCII (A-labels) or an address literal.
 
     `notify` is the upper-case NOTIFY list of RFC 3461 ("" when not given: failure), `orcpt` the ORCPT, `type;address`.
-    `returned`: given up on an operator's word.
+    `returned`: given up on an operator's word. `cleared`: when the question began whose answer was that the address is
+    not suppressed, of the monotonic clock of this process.
     """
 
     message: Message
@@ -88,6 +90,7 @@ class Recipient:
     delay_notified: bool = False
     returned: bool = False
     last_reply: str = ""
+    cleared: float = -inf
 
     @property
     def queue(self) -> str:

@@ -15,6 +15,7 @@ from mailerd import events
 from mailerd.errors import MailerdError
 from mailerd.events import Event
 from mailerd.queue.mail import Message, Queue, Recipient, queue_of
+from mailerd.queue.suppression import Suppression, SuppressionStore
 
 log = structlog.get_logger()
 
@@ -277,19 +278,30 @@ class LeaseLostError(MailerdError):
 
 @dataclass(slots=True)
 class Settled:
-    """What became of one recipient: `due_at` None means it is finished, else when to try again and why it waits."""
+    """What became of one recipient: `due_at` None means it is finished, else when to try again and why it waits.
+
+    `suppression` is what follows for the address: to be added, or counted if it is for a soft bounce.
+    """
 
     recipient: Recipient
     event: Event | None
     due_at: datetime | None = None
     reason: str = ""
+    suppression: Suppression | None = None
 
 
 class QueueStore:
     """Messages and recipients as rows; see the package's docstring for who may touch which."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, keep_bodies: bool = False) -> None:
+    def __init__(
+        self,
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        *,
+        keep_bodies: bool = False,
+        suppressions: SuppressionStore | None = None,
+    ) -> None:
         self._pool = pool
+        self._suppressions = suppressions or SuppressionStore(pool)
         self._keep_bodies = keep_bodies
         self._mended = ""  # the queue that was looked at last
 
@@ -326,18 +338,21 @@ class QueueStore:
         report_events: Sequence[Event] = (),
         owners: dict[int, int] | None = None,
     ) -> None:
-        """Record a batch of results in one transaction, together with the reports to senders that they caused.
+        """Record a batch of results in one transaction, with the reports to senders and suppressions that they caused.
 
         May be called again with the same batch after a lost connection: what was recorded stays as it is.
         """
         parameters, several = _settle_parameters(batch, worker, keep_bodies=self._keep_bodies)
-        if not several and not reports:
+        suppressions = [settled.suppression for settled in batch if settled.suppression is not None]
+        if not several and not reports and not suppressions:
             await self._pool.execute(SETTLE, *parameters)
             return
         async with self._pool.acquire() as connection, connection.transaction():
             if reports:
                 await self.accept(reports, report_events, owners or {}, connection)
-            await connection.execute(SETTLE, *parameters)
+            recorded = await connection.execute(SETTLE, *parameters)
+            if suppressions and recorded != NOTHING_STORED:  # else they were recorded before, and must not count twice
+                await self._suppressions.record(suppressions, connection)
             if several and not self._keep_bodies:
                 await connection.execute(DELETE_FINISHED, several)
 

@@ -27,7 +27,7 @@ SLACK = timedelta(minutes=5)  # between the clock that made an id and the one th
 EVENTS = """
     SELECT at, type, message_id, n, address, data FROM events
      WHERE message_id = ANY ($1::bigint[]) AND ($2::text IS NULL OR tenant = $2) AND at >= $3
-     ORDER BY message_id DESC, at, n
+     ORDER BY message_id DESC, txid, seq
 """
 # What a recipient `r` in the queue `q` waits for, and until when: its own due time, or the longer block of its queue.
 WAITS_FOR = """
@@ -83,6 +83,7 @@ STATES = {
     "recipient.bounced": "bounced",
     "recipient.expired": "expired",
     "recipient.cancelled": "cancelled",
+    "recipient.suppressed": "suppressed",
     "recipient.deferred": "deferred",
 }
 OUTCOMES = {"recipient.delivered": "delivered", "recipient.deferred": "deferred", "recipient.bounced": "bounced"}
@@ -173,7 +174,7 @@ def _since(id_: int) -> datetime:
 
 def _view(id_: int, rows: list[asyncpg.Record], waiting: dict[tuple[int, int], asyncpg.Record]) -> MessageView:
     facts: dict[str, Any] = next((row["data"] for row in rows if row["type"] == "message.accepted" and row["data"]), {})
-    addresses = {row["n"]: row["address"] for row in rows}
+    addresses = {row["n"]: row["address"] for row in rows if row["n"]}  # 0: about an address, not about mail to it
     recipients = [
         _waiting(n, addresses[n], waiting[id_, n]) if (id_, n) in waiting else _finished(n, addresses[n], rows)
         for n in sorted(addresses)
@@ -217,10 +218,15 @@ def _finished(n: int, address: str, rows: list[asyncpg.Record]) -> RecipientView
         n=n,
         address=address,
         state=STATES[mine[-1]["type"]] if mine else "queued",  # type: ignore[arg-type]
-        attempts=sum(row["type"] in OUTCOMES for row in mine),
+        attempts=sum(row["type"] in OUTCOMES and not _is_late(row) for row in mine),
         last_reply=reply,
         in_doubt=bool(data.get("in_doubt")),
     )
+
+
+def _is_late(row: asyncpg.Record) -> bool:
+    """A report tells of it; nothing was tried."""
+    return bool((row["data"] or {}).get("late"))
 
 
 def _attempt(row: asyncpg.Record) -> AttemptView:
@@ -230,7 +236,7 @@ def _attempt(row: asyncpg.Record) -> AttemptView:
         at=row["at"],
         outcome=OUTCOMES[row["type"]],  # type: ignore[arg-type]
         kind=data.get("kind", ""),
-        host=data.get("host", ""),
+        host=data.get("host") or data.get("remote") or data.get("reporter", ""),
         ip=data.get("ip", ""),
         source=data.get("source", ""),
         tls=data.get("tls", ""),

@@ -8,8 +8,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-RecipientState = Literal["queued", "held", "deferred", "delivered", "bounced", "expired", "cancelled"]
-FINAL_STATES: frozenset[str] = frozenset({"delivered", "bounced", "expired", "cancelled"})
+RecipientState = Literal["queued", "held", "deferred", "delivered", "bounced", "expired", "cancelled", "suppressed"]
+FINAL_STATES: frozenset[str] = frozenset({"delivered", "bounced", "expired", "cancelled", "suppressed"})
 
 
 class View(Struct, frozen=True, kw_only=True):

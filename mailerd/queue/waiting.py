@@ -10,7 +10,8 @@ from mailerd.queue.views import RecipientState, View
 COUNT = f"SELECT count(*) FROM recipients AS r, messages AS m WHERE {MATCH}"
 WAITING = f"""
     SELECT r.message_id, r.n, r.address, r.domain, m.sender, m.stream, m.pool, m.tenant,
-           m.campaign, m.credential, m.require_tls, r.queue, m.accepted_at, r.attempts, r.expires_at, r.last_reply,
+           m.campaign, m.topic, m.credential, m.require_tls, r.queue, m.accepted_at, r.attempts, r.expires_at,
+           r.last_reply,
            CASE WHEN r.held THEN 'held' WHEN r.attempts > 0 THEN 'deferred' ELSE 'queued' END AS state,
            r.owner IS NOT NULL AS in_memory,
            {WAITS_UNTIL} AS due_at, {WAITS_FOR} AS reason
@@ -32,6 +33,7 @@ class WaitingView(View, frozen=True, kw_only=True):
     pool: str
     tenant: str
     campaign: str
+    topic: str
     credential: str
     require_tls: bool | None
     queue: str
