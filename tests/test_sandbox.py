@@ -1,7 +1,9 @@
 """The sandbox over real sockets: with smtplib as a client of another make, and byte by byte."""
 
 import asyncio
+import json
 import smtplib
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -10,7 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailerd import config
-from mailerd.sandbox import MAX_ERRORS, MAX_LINE, MAX_SIZE, Sandbox, list_messages, read_message
+from mailerd.config import Config, Endpoint, Listener
+from mailerd.config.checks import check_sandbox
+from mailerd.feedback.reading import ReportKind, read_report
+from mailerd.sandbox import Sandbox, list_messages, read_message
+from mailerd.sandbox.conversation import MAX_ERRORS, MAX_LINE, MAX_SIZE
+from tests.support.live import TOP, LiveDaemon, free_port
+from tests.support.scripted_mx import ScriptedMx
 
 CONTENT = b"Subject: hello\r\n\r\nbody\r\n"
 
@@ -243,7 +251,7 @@ async def test_too_many_errors_end_the_conversation(sandbox: Sandbox) -> None:
 async def test_too_large_content_is_thrown_away_and_the_session_goes_on(
     sandbox: Sandbox, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mailerd.sandbox.MAX_SIZE", 100_000)
+    monkeypatch.setattr("mailerd.sandbox.conversation.MAX_SIZE", 100_000)
     replies = await talk(
         sandbox, transaction("ann@x.example", content=b"x" * 998 + b"\r\n" + b"y" * 2_000_000 + b"\r\n")
     )
@@ -284,3 +292,153 @@ def test_garbage_gets_replies_and_harms_nobody(tmp_path: Path, pieces: list[byte
     replies, after = asyncio.run(scenario())
     assert all(reply[:3].isdecimal() for reply in replies)
     assert after[1] == "250 2.0.0 ok"
+
+
+# ---- what comes back
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[ScriptedMx]:
+    """In the place of our inbound listener."""
+    async with ScriptedMx() as mx:
+        yield mx
+
+
+@pytest.fixture
+async def answering(directory: Path, listener: ScriptedMx) -> AsyncIterator[Sandbox]:
+    settings = config.Sandbox(inbound=Endpoint(listener.address, listener.port))
+    sandbox = Sandbox(settings, directory, feedback="fbl@mail.example.com")
+    await sandbox.start()
+    yield sandbox
+    await sandbox.stop()
+
+
+async def until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("recipient", "to", "kind", "status"),
+    [
+        ("late-bounce@x.example", "b-1@back.example", ReportKind.BOUNCE, "5.1.1"),
+        ("Late-Full+7@x.example", "b-1@back.example", ReportKind.BOUNCE, "5.2.2"),
+        ("complain@x.example", "fbl@mail.example.com", ReportKind.COMPLAINT, ""),
+        ("vacation@x.example", "b-1@back.example", ReportKind.AUTO_REPLY, ""),
+    ],
+)
+async def test_what_was_taken_is_answered(
+    answering: Sandbox, listener: ScriptedMx, recipient: str, to: str, kind: ReportKind, status: str
+) -> None:
+    content = b"Message-ID: <1@here.example>\r\nSubject: gr\xc3\xbc\xc3\x9fe\r\n\r\nbody \xe9\r\n.\r\n"
+    replies = await talk(answering, transaction("ann@x.example", recipient, sender="b-1@back.example", content=content))
+    assert replies[-2].startswith("250 2.0.0 taken as")
+    await until(lambda: listener.delivered)
+
+    (answer,) = listener.delivered
+    assert (answer.sender, answer.recipient) == ("", to)
+    report = read_report(answer.content)
+    assert report.kind is kind
+    if kind is ReportKind.AUTO_REPLY:
+        assert b"\r\nIn-Reply-To: <1@here.example>\r\n" in answer.content
+    else:
+        (reported,) = report.recipients
+        assert (reported.address, reported.status) == (recipient, status)
+        assert report.returned.message_id == "<1@here.example>"
+        assert b"Return-Path: <b-1@back.example>" in report.returned.header
+
+
+async def test_a_complaint_goes_to_the_return_path_where_no_feedback_loop_is_registered(
+    directory: Path, listener: ScriptedMx
+) -> None:
+    sandbox = Sandbox(config.Sandbox(inbound=Endpoint(listener.address, listener.port)), directory)
+    await sandbox.start()
+    await talk(sandbox, transaction("complain@x.example", sender="b-1@back.example"))
+    await until(lambda: listener.delivered)
+    await sandbox.stop()
+    assert [each.recipient for each in listener.delivered] == ["b-1@back.example"]
+
+
+async def test_every_recipient_answers_for_itself_and_nobody_a_bounce(answering: Sandbox, listener: ScriptedMx) -> None:
+    await talk(answering, transaction("late-bounce@x.example", "vacation@x.example", sender=""))
+    await talk(answering, transaction("late-bounce@x.example", "spam@x.example", sender="a@back.example"))
+    await talk(answering, transaction("late-bounce@x.example", "late-bounce@y.example", sender="b@back.example"))
+    await until(lambda: len(listener.delivered) == 2)
+    assert {each.recipient for each in listener.delivered} == {"b@back.example"}
+    addresses = [read_report(each.content).recipients[0].address for each in listener.delivered]
+    assert addresses == ["late-bounce@x.example", "late-bounce@y.example"]
+
+
+async def test_an_answer_that_is_put_off_is_sent_again_and_one_that_is_refused_is_not(
+    answering: Sandbox, listener: ScriptedMx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailerd.sandbox.sending.PAUSES", (0.01, 0.01))
+    listener.on("RCPT TO:<off@back.example>", "451 4.3.0 later", then="250 2.1.5 ok")
+    listener.on("RCPT TO:<no@back.example>", "550 5.1.1 no such address here")
+    for sender in ("no@back.example", "off@back.example", "yes@back.example"):
+        await talk(answering, transaction("late-bounce@x.example", sender=sender))
+    await until(lambda: len(listener.delivered) == 2)
+    assert [each.recipient for each in listener.delivered] == ["off@back.example", "yes@back.example"]
+    assert sum(command == "RCPT TO:<no@back.example>" for command in listener.commands) == 1
+
+
+INBOUND = Listener(bind=Endpoint("127.0.0.1", 2524), kind="inbound")
+
+
+@pytest.mark.parametrize(
+    ("listeners", "sandbox", "findings"),
+    [
+        ((INBOUND,), config.Sandbox(bind=Endpoint("127.0.0.1", 1), inbound=INBOUND.bind), []),
+        ((), config.Sandbox(), []),
+        ((INBOUND,), config.Sandbox(inbound=INBOUND.bind), ["does nothing without sandbox.bind"]),
+        (
+            (INBOUND, Listener(bind=Endpoint("127.0.0.1", 2525))),
+            config.Sandbox(bind=Endpoint("127.0.0.1", 1), inbound=Endpoint("127.0.0.1", 2525)),
+            ["expected an inbound listener of ours: there is 127.0.0.1:2524"],
+        ),
+        (
+            (),
+            config.Sandbox(bind=Endpoint("127.0.0.1", 1), inbound=Endpoint("192.0.2.1", 25)),
+            ["expected an inbound listener of ours: there is none"],
+        ),
+    ],
+)
+def test_answers_go_nowhere_but_to_an_inbound_listener_of_ours(
+    listeners: tuple[Listener, ...], sandbox: config.Sandbox, findings: list[str]
+) -> None:
+    assert [text for _, text in check_sandbox(Config(listeners=listeners, sandbox=sandbox))] == findings
+
+
+def development(data_dir: str) -> str:
+    """config/dev.yaml with free ports, to be filled in as LiveDaemon does it."""
+    text = (TOP / "config" / "dev.yaml").read_text().replace("{", "{{").replace("}", "}}")
+    for port in (2524, 2525, 8025):
+        text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}")
+    return text.replace("127.0.0.1:2526", "127.0.0.1:{sandbox}").replace("./var", data_dir)
+
+
+def test_the_development_configuration_shows_a_newcomer_what_comes_back(tmp_path: Path) -> None:
+    with LiveDaemon(tmp_path, config=development("{data_dir}")) as daemon:
+        with smtplib.SMTP(*daemon.smtp, timeout=10) as client:
+            names = ("late-bounce", "late-full", "complain", "vacation", "ann")
+            client.sendmail("me@here.example", [f"{name}@box.example" for name in names], "Subject: hi\r\n\r\nhi\r\n")
+
+        def suppressed() -> dict[str, str]:
+            listed = daemon.command("suppressions", "list", "--json").out.splitlines()
+            return {each["address"]: each["reason"] for each in map(json.loads, listed)}
+
+        def sent_on() -> list[tuple[str, bytes]]:
+            """What reached the sender, who is in the sandbox as everybody is."""
+            kept = list_messages(daemon.data_dir / "sandbox")
+            mine = [read_message(daemon.data_dir / "sandbox", one.id) for one in kept if one.recipients[0][:3] == "me@"]
+            return [(stored.sender, content) for stored, content in filter(None, mine)]
+
+        expected = {"late-bounce@box.example": "bounce", "complain@box.example": "complaint"}
+        deadline = time.monotonic() + 30
+        while (found := suppressed()) != expected or len(sent_on()) < 3:
+            assert time.monotonic() < deadline, (found, daemon.log)
+            time.sleep(0.1)
+        kinds = sorted(read_report(content).kind for _, content in sent_on())
+        assert kinds == [ReportKind.AUTO_REPLY, ReportKind.BOUNCE, ReportKind.BOUNCE]
+        assert {sender for sender, _ in sent_on()} == {""}

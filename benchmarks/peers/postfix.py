@@ -1,40 +1,26 @@
 """Postfix of the Debian package, an instance beside the system's own; OpenDKIM as its milter where mail is signed."""
 
-import grp
-import os
-import pwd
 import shutil
 import subprocess
 from pathlib import Path
 
 from benchmarks.cgroup import Accounting, accounting
 from benchmarks.peers import Peer, free_port
+from tests.support.postfix import lay_out
 
-# Debian's main.cf as far as it matters to a relay; nothing of it runs in a chroot, so that the spool needs no copy of
-# /etc. The log is a file of its own: syslog would be somebody else's CPU time.
+# As little as a relay needs. The log is a file of its own: syslog would be somebody else's CPU time.
 MAIN = """\
-compatibility_level = 3.6
-queue_directory = {spool}
-data_directory = {data}
-maillog_file = {log}
-maillog_file_prefixes = {directory}
 syslog_name = {name}
 myhostname = bench.localhost
 mydestination =
 mynetworks = 127.0.0.0/8
 inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
 relayhost = [127.0.0.1]:{sink}
 alias_maps =
 alias_database =
 local_recipient_maps =
-biff = no
-append_dot_mydomain = no
-readme_directory = no
 message_size_limit = 52428800
 smtpd_relay_restrictions = permit_mynetworks, reject
-smtp_tls_security_level = none
-smtpd_tls_security_level = none
 """
 # What the documentation's tuning chapter offers for this load: no brake on intake while the queue moves, a concurrency
 # that a single sink serves best (measured: 10; 20, the default, is slower).
@@ -48,27 +34,6 @@ MASTER = """\
 127.0.0.1:{signing} inet n - n - - smtpd
   -o smtpd_milters=inet:127.0.0.1:{milter}
   -o milter_default_action=tempfail
-pickup    unix  n       -       n       60      1       pickup
-cleanup   unix  n       -       n       -       0       cleanup
-qmgr      unix  n       -       n       300     1       qmgr
-tlsmgr    unix  -       -       n       1000?   1       tlsmgr
-rewrite   unix  -       -       n       -       -       trivial-rewrite
-bounce    unix  -       -       n       -       0       bounce
-defer     unix  -       -       n       -       0       bounce
-trace     unix  -       -       n       -       0       bounce
-verify    unix  -       -       n       -       1       verify
-flush     unix  n       -       n       1000?   0       flush
-proxymap  unix  -       -       n       -       -       proxymap
-proxywrite unix -       -       n       -       1       proxymap
-smtp      unix  -       -       n       -       -       smtp
-relay     unix  -       -       n       -       -       smtp
-showq     unix  n       -       n       -       -       showq
-error     unix  -       -       n       -       -       error
-retry     unix  -       -       n       -       -       error
-discard   unix  -       -       n       -       -       discard
-anvil     unix  -       -       n       -       1       anvil
-scache    unix  -       -       n       -       1       scache
-postlog   unix-dgram n  -       n       -       1       postlogd
 """
 # Signing only, with what its manual names for it; the fields and the canonicalisation that mailerd uses.
 OPENDKIM = """\
@@ -117,18 +82,9 @@ class Postfix(Peer):
         self._milter.close()
 
     def _write_configuration(self, sink_port: int, milter: int) -> None:
-        spool, data, config = (self.directory / name for name in ("spool", "data", "etc"))
-        for path in (spool, data, config):
-            path.mkdir()
-        user = pwd.getpwnam("postfix")
-        os.chown(data, user.pw_uid, grp.getgrnam("postfix").gr_gid)
-        fields = {"spool": spool, "data": data, "directory": self.directory, "log": self.directory / "maillog"}
-        (config / "main.cf").write_text(MAIN.format(**fields, name=self.name, sink=sink_port) + self.more)
         ports = {"plain": self._ports[False], "signing": self._ports[True], "milter": milter}
-        (config / "master.cf").write_text(MASTER.format(**ports))
-        for name in ("dynamicmaps.cf", "postfix-files"):
-            if Path("/etc/postfix", name).exists():
-                shutil.copy(Path("/etc/postfix", name), config)
+        settings = MAIN.format(name=self.name, sink=sink_port) + self.more
+        lay_out(self.directory, settings, MASTER.format(**ports))
 
     def _start_opendkim(self, milter: int, key: Path, selector: str) -> None:
         own = self.directory / "key.pem"

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Literal
 
 from mailerd.intake.credentials import Credential
+from mailerd.queue.suppression import Suppression
 from mailerd.wire.smtp import RcptCommand
 
 Priority = Literal["high", "normal", "low"]
@@ -50,7 +51,8 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The message is on disk."""
+    """The message is on disk. `recipients` will get it, by their numbers, `suppressed` will not."""
 
     message_id: int
     recipients: list[tuple[int, str]]
+    suppressed: list[tuple[int, str, Suppression]] = field(default_factory=list)

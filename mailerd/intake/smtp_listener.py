@@ -15,9 +15,14 @@ import structlog
 
 from mailerd import config, metrics
 from mailerd.intake.authenticator import Authenticator
+from mailerd.intake.inbound import TakesInbound
 from mailerd.intake.shares import MOMENT, Shares
+from mailerd.intake.smtp_connection import HANDSHAKE, LINGER, Connection
 from mailerd.intake.smtp_content import Memory
-from mailerd.intake.smtp_server import HANDSHAKE, LINGER, Accepts, Service, SmtpConnection
+from mailerd.intake.smtp_inbound import InboundConnection
+from mailerd.intake.smtp_server import SmtpConnection
+from mailerd.intake.smtp_service import Accepts, Service
+from mailerd.intake.smtp_submission import SubmissionConnection
 
 log = structlog.get_logger()
 
@@ -58,7 +63,9 @@ class SmtpListener:
     """Serves SMTP on a bound and listening socket, which other processes may be accepting from too.
 
     Connections are accepted one at a time by whoever has nothing else to do, so that they spread over the workers.
-    `memory` is one for all listeners of a worker. The limits of connections are those of this listener in this worker.
+    `memory` is one for all listeners of a worker. The limits of connections are those of this listener in this worker;
+    `limits` are those of `smtp_service.limits_of`. A listener of kind inbound gives what it takes to `inbound`, and
+    without one takes nothing; the others give it to `submitter`.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class SmtpListener:
         submitter: Accepts,
         authenticator: Authenticator,
         memory: Memory,
+        inbound: TakesInbound | None = None,
         tls: ssl.SSLContext | None = None,
         shares: Shares | None = None,
     ) -> None:
@@ -82,6 +90,7 @@ class SmtpListener:
             limits=limits,
             hostname=hostname,
             submitter=submitter,
+            inbound=inbound,
             authenticator=authenticator,
             memory=memory,
             tls=tls,
@@ -175,7 +184,8 @@ class SmtpListener:
             return
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = SmtpConnection(self._service, peer, self._forget, asyncio.get_running_loop())
+        serve = InboundConnection if self._service.listener.kind == "inbound" else SubmissionConnection
+        connection: SmtpConnection = serve(self._service, peer, self._forget, asyncio.get_running_loop())
         self._connections.add(connection)
         metrics.sessions("in", 1)
         if self._shares is not None:
@@ -218,7 +228,7 @@ class SmtpListener:
             log.error("connection.crashed", peer=connection.peer, exc_info=opening.exception())
             self._forget(connection)
 
-    def _forget(self, connection: SmtpConnection) -> None:
+    def _forget(self, connection: Connection) -> None:
         if connection not in self._connections:
             return
         self._connections.remove(connection)

@@ -12,16 +12,19 @@ import structlog
 
 from mailerd import metrics
 from mailerd.config import Config, precedence, unsubscribes
-from mailerd.errors import Refused
+from mailerd.delivery.notices import Notices
+from mailerd.errors import Refused, Unavailable
 from mailerd.events import Event
 from mailerd.intake.allowance import Allowance, Allowances
 from mailerd.intake.credentials import Credential
 from mailerd.intake.envelope import Envelope, Origin, Receipt
 from mailerd.intake.idempotency import Conflict, Idempotency, IdempotencyStore, Replayed
+from mailerd.intake.suppressed import leave_out
 from mailerd.intake.wishes import FOR_US, TLS_NOT_REQUIRED, Wishes, read_wishes
-from mailerd.queue.commit import BAD_DATA, GroupCommit
+from mailerd.queue.commit import BAD_DATA, LOST, GroupCommit
 from mailerd.queue.ids import IdMaker, format_message_id
 from mailerd.queue.mail import PRIORITIES, Message, Recipient
+from mailerd.queue.screening import Suppressed, Suppressions
 from mailerd.queue.store import QueueStore
 from mailerd.wire import message as wire
 from mailerd.wire.smtp import parse_rcpt
@@ -49,6 +52,8 @@ class Submitter:
         *,
         commit: GroupCommit,
         store: QueueStore,
+        suppressions: Suppressions,
+        notices: Notices,
         wake: Callable[[], None],
         idempotency: IdempotencyStore,
         ids: IdMaker,
@@ -59,6 +64,8 @@ class Submitter:
         self._config = config
         self._commit = commit
         self._store = store
+        self._suppressions = suppressions
+        self._notices = notices
         self._wake = wake
         self._idempotency = idempotency
         self._ids = ids
@@ -87,12 +94,35 @@ class Submitter:
         return self._allowances.left(credential)
 
     async def submit(self, envelope: Envelope, content: bytes, origin: Origin) -> Receipt:
-        """Take responsibility for the message: it is durable when this returns. Raises Refused or Unavailable."""
+        """Take responsibility for the message: it is durable when this returns. Raises Refused or Unavailable.
+
+        That holds for the recipients of the receipt: those that must not be mailed are left out.
+        """
         message, accepted = self._prepare(envelope, content, origin)
         self._allowances.take(origin.credential, 1, message.total)
-        await self._commit.add([message], accepted)
+        found = await self._screen([message])
+        if found:
+            messages, events, result = leave_out(message, accepted, found[message.id], origin, self._notices)
+        else:
+            messages, events, result = [message], accepted, _receipt(message)
+        await self._commit.add(messages, events)
+        if isinstance(result, Refused):
+            raise result
         _log_accepted(message, origin)
-        return _receipt(message)
+        return result
+
+    async def _screen(self, messages: Sequence[Message]) -> dict[int, list[Suppressed]]:
+        """Who must not be mailed, by message."""
+        await self._commit.drained()  # nothing is stored before: who waits for it is asked for in one query
+        recipients = [recipient for message in messages for recipient in message.recipients]
+        try:
+            found = await self._suppressions.screen(recipients)
+        except (*LOST, asyncpg.InsufficientResourcesError) as error:
+            raise Unavailable("the database cannot be asked who must not be mailed") from error
+        by_message: dict[int, list[Suppressed]] = {}
+        for each in found:
+            by_message.setdefault(each.recipient.message.id, []).append(each)
+        return by_message
 
     async def submit_report(self, sender: str, recipient: str, content: bytes) -> None:
         """Submit a report of ours about TLS: whatever ails TLS must not hold it up (RFC 8460 section 3).
@@ -101,6 +131,23 @@ class Submitter:
         """
         envelope = Envelope(sender, [parse_rcpt(f"TO:<{recipient}> NOTIFY=NEVER")], len(content), require_tls=False)
         await self.submit(envelope, content, Origin("report", "127.0.0.1", self._config.hostname, "", OWN))
+
+    async def submit_within(
+        self,
+        connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]",
+        envelope: Envelope,
+        content: bytes,
+        origin: Origin,
+    ) -> Receipt:
+        """Submit in the caller's transaction: the message is accepted when that is committed. Call `wake` then."""
+        message, accepted = self._prepare(envelope, content, origin)
+        await self._store.accept([message], accepted, {}, connection)
+        _log_accepted(message, origin)
+        return _receipt(message)
+
+    def wake(self) -> None:
+        """Mail has come into the queue by `submit_within`."""
+        self._wake()
 
     async def submit_batch(
         self,
@@ -118,29 +165,41 @@ class Submitter:
         """
         if idempotency is not None and (earlier := await self._idempotency.find(idempotency)) is not None:
             return earlier
-        messages: list[Message] = []
+        prepared = [self._try_to_prepare(envelope, content, origin) for envelope, content in items]
+        found = await self._screen([each[0] for each in prepared if not isinstance(each, Refused)])
+        taken: list[Message] = []
+        messages: list[Message] = []  # with the reports about them
         events: list[Event] = []
         results: list[Result] = []
-        for envelope, content in items:
-            try:
-                message, accepted = self._prepare(envelope, content, origin)
-            except Refused as refusal:
-                metrics.refused(origin.protocol, refusal.name)
-                results.append(refusal)
+        for each in prepared:
+            if isinstance(each, Refused):
+                result: Result = each
+            elif each[0].id in found:
+                stored, facts, result = leave_out(*each, found[each[0].id], origin, self._notices)
+                messages += stored
+                events += facts
             else:
-                messages.append(message)
-                events += accepted
-                results.append(_receipt(message))
+                messages.append(each[0])
+                events += each[1]
+                result = _receipt(each[0])
+            if isinstance(result, Refused):
+                metrics.refused(origin.protocol, result.name)
+            elif not isinstance(each, Refused):
+                taken.append(each[0])
+            results.append(result)
         if not messages:
+            if events:
+                self._allowances.take(origin.credential, len(found), len(events))
+                await self._commit.add([], events)
             return results, b""
         response = respond(results)
         if idempotency is None:
-            self._take(messages, origin)
+            self._take(taken, origin)
             await self._commit.add(messages, events)
         else:
 
             async def effect(connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
-                self._take(messages, origin)  # only now: a request that another one has overtaken costs nothing
+                self._take(taken, origin)  # only now: a request that another one has overtaken costs nothing
                 await self._store.accept(messages, events, {}, connection)
 
             try:
@@ -150,9 +209,17 @@ class Submitter:
             if earlier is not None:
                 return earlier
             self._wake()
-        for message in messages:
+        for message in taken:
             _log_accepted(message, origin)
         return results, response
+
+    def _try_to_prepare(
+        self, envelope: Envelope, content: bytes, origin: Origin
+    ) -> tuple[Message, list[Event]] | Refused:
+        try:
+            return self._prepare(envelope, content, origin)
+        except Refused as refusal:
+            return refusal
 
     def _take(self, messages: Sequence[Message], origin: Origin) -> None:
         self._allowances.take(origin.credential, len(messages), sum(message.total for message in messages))
@@ -179,9 +246,10 @@ class Submitter:
             date=date,
             tls=origin.tls,
         )
+        own_id = f"<{public_id}.{secrets.token_hex(4)}@{self._config.hostname}>"  # if it has none
         content = wire.fix_up(
             content,
-            message_id=f"{public_id}.{secrets.token_hex(4)}@{self._config.hostname}",
+            message_id=own_id,
             date=date,
             received=received + TLS_NOT_REQUIRED if wishes.require_tls is False and not wishes.said else received,
             remove=REMOVED,
@@ -215,7 +283,7 @@ class Submitter:
             message.recipients.append(
                 Recipient(message, n, address, domain, expires_at, due_at, command.notify, command.orcpt)
             )
-        return message, _accepted(message, origin, header, wishes)
+        return message, _accepted(message, origin, header, wishes, own_id)
 
     def _check_header(self, header: bytes, credential: Credential) -> None:
         problem = wire.header_problem(header)
@@ -265,7 +333,11 @@ class Submitter:
     def _unsubscribes(self, wishes: Wishes, stream: str, header: bytes) -> bool:
         """Whether it goes out with List-Unsubscribe fields of ours: as asked, else by stream; never beside others."""
         wanted = unsubscribes(self._config.streams, stream) if wishes.unsubscribe is None else wishes.unsubscribe
-        return wanted and not wire.header_values(header, b"List-Unsubscribe")
+        ours = wanted and not wire.header_values(header, b"List-Unsubscribe")
+        if ours and stream == STREAM and not wishes.topic:
+            text = f"unsubscribe on stream {stream} needs a topic: without one a click would stop all of its mail"
+            raise Refused(550, "5.5.4", text, name="topic_needed", field="topic")
+        return ours
 
     def _times(self, envelope: Envelope, stream: str, now: datetime) -> tuple[datetime, datetime]:
         due_at = max(envelope.not_before or now, now)
@@ -308,7 +380,7 @@ def _protocol(origin: Origin, *, smtputf8: bool) -> str:
     return wire.with_protocol(tls=bool(origin.tls), authenticated=origin.credential.kind != "trusted", utf8=smtputf8)
 
 
-def _accepted(message: Message, origin: Origin, header: bytes, wishes: Wishes) -> list[Event]:
+def _accepted(message: Message, origin: Origin, header: bytes, wishes: Wishes, own_id: str) -> list[Event]:
     facts: dict[str, Any] = {
         "sender": message.sender,
         "size": message.size,
@@ -319,7 +391,7 @@ def _accepted(message: Message, origin: Origin, header: bytes, wishes: Wishes) -
         "protocol": origin.protocol,
         "peer": origin.peer,
         "subject": _fact(header, b"Subject"),
-        "message_id": _fact(header, b"Message-ID"),
+        "message_id": _fact(header, b"Message-ID") or own_id,
     }
     if origin.tls:
         facts["tls"] = origin.tls
@@ -333,6 +405,8 @@ def _accepted(message: Message, origin: Origin, header: bytes, wishes: Wishes) -
         facts["require_tls"] = wishes.require_tls
     if wishes.topic:
         facts["topic"] = wishes.topic
+    if (due_at := message.recipients[0].due_at) > message.accepted_at:
+        facts["due_at"] = due_at.isoformat()
     return [
         Event(
             message.accepted_at,
@@ -341,12 +415,17 @@ def _accepted(message: Message, origin: Origin, header: bytes, wishes: Wishes) -
             recipient.n,
             recipient.address,
             message.tenant,
-            None if index else facts,
+            _wanted(recipient) or None if index else facts | _wanted(recipient),
             message.stream,
             message.campaign,
         )
         for index, recipient in enumerate(message.recipients)
     ]
+
+
+def _wanted(recipient: Recipient) -> dict[str, Any]:
+    """Of what its sender wants to be told (RFC 3461), where that is not the default: for reports that come later."""
+    return {"notify": recipient.notify} if recipient.notify else {}
 
 
 def _log_accepted(message: Message, origin: Origin) -> None:

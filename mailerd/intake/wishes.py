@@ -3,6 +3,9 @@
 The envelope says it, or the header of the message, in fields for us alone: `X-Mailerd-Campaign: spring`,
 `X-Mailerd-Priority: high`, `X-Mailerd-Topic: offers` and `X-Mailerd-Unsubscribe: yes`. `TLS-Required: No` (RFC 8689
 section 3) is for everybody on the way and stays.
+
+Campaigns and topics have names of up to 100 bytes (UTF-8). Topics are the same in upper and lower case: they are
+kept in lower case, NFC.
 """
 
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from typing import cast
 from mailerd.errors import Refused
 from mailerd.intake.envelope import Envelope, Priority
 from mailerd.queue.mail import PRIORITIES
+from mailerd.queue.suppression import normalised_topic
 from mailerd.wire import message as wire
 
 CAMPAIGN = b"x-mailerd-campaign"
@@ -18,10 +22,11 @@ PRIORITY = b"x-mailerd-priority"
 TOPIC = b"x-mailerd-topic"
 UNSUBSCRIBE = b"x-mailerd-unsubscribe"
 TLS_REQUIRED = b"tls-required"
-FOR_US = (CAMPAIGN, PRIORITY, TOPIC, UNSUBSCRIBE)  # nobody else's business: taken out
+RECIPIENT = b"x-mailerd-recipient"  # of mail of ours that comes in again (`delivery.personal`)
+FOR_US = (CAMPAIGN, PRIORITY, TOPIC, UNSUBSCRIBE, RECIPIENT)  # nobody else's business: taken out
 TLS_NOT_REQUIRED = b"TLS-Required: No\r\n"
 
-MAX_CAMPAIGN = 100  # characters
+MAX_CAMPAIGN = 100  # bytes, in UTF-8
 SEPARATORS = frozenset("/:!")  # queues and flows are named with them
 
 
@@ -64,7 +69,8 @@ def read_wishes(envelope: Envelope, header: bytes) -> Wishes:
     unsubscribe = envelope.unsubscribe
     if unsubscribe is None and ours:
         unsubscribe = _yes_or_no(_single(header, UNSUBSCRIBE))
-    return Wishes(_name("campaign", campaign), priority, require_tls, said, _name("topic", topic), unsubscribe)
+    topic = _name("topic", normalised_topic(topic))
+    return Wishes(_name("campaign", campaign), priority, require_tls, said, topic, unsubscribe)
 
 
 def _single(header: bytes, name: bytes) -> str | None:
@@ -77,8 +83,8 @@ def _single(header: bytes, name: bytes) -> str | None:
 
 
 def _name(what: str, text: str) -> str:
-    if len(text) > MAX_CAMPAIGN or not text.isprintable() or not SEPARATORS.isdisjoint(text):
-        advice = f"a {what} is named with up to {MAX_CAMPAIGN} printable characters, none of them a slash, : or !"
+    if not text.isprintable() or len(text.encode()) > MAX_CAMPAIGN or not SEPARATORS.isdisjoint(text):
+        advice = f"a {what} is named in up to {MAX_CAMPAIGN} bytes of printable text without a slash, : and !"
         raise Refused(550, "5.5.4", advice, name=f"invalid_{what}", field=what)
     return text
 

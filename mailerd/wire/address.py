@@ -22,6 +22,8 @@ _PLAIN = re.compile(rf"([{_ATEXT}]+(?>(?:\.[{_ATEXT}]+)*))@({_NAME})")
 _DOMAIN_NAME = re.compile(_NAME)
 _DOT_ATOM = re.compile(rf"[{_ATEXT_UTF8}]+(?>(?:\.[{_ATEXT_UTF8}]+)*)")
 _QUOTED = re.compile(r'"(?>(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*)"')
+_QUOTED_PAIR = re.compile(r"\\(.)")
+_TO_ESCAPE = re.compile(r'["\\]')
 # Never in an address, quoted or not: C1 controls, spaces beyond ASCII, and bytes that were no UTF-8 (surrogates).
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]|(?! )\s")
 
@@ -147,6 +149,16 @@ def _domain_problem(name: str) -> str:
     if any(label.startswith("-") or label.endswith("-") for label in labels):
         return "the domain has a label that starts or ends with a hyphen"
     return "the domain has a character that no domain has: use letters, digits, hyphens and dots"
+
+
+def unquoted(local: str) -> str:
+    """What a local part says, without quotes: for a domain that takes both spellings for one, as RFC 5321 wishes."""
+    return _QUOTED_PAIR.sub(r"\1", local[1:-1]) if local.startswith('"') else local
+
+
+def quoted(text: str) -> str:
+    """The local part that says `text`, in quotes where it must be."""
+    return text if _DOT_ATOM.fullmatch(text) else '"' + _TO_ESCAPE.sub(r"\\\g<0>", text) + '"'
 
 
 def with_parents(domain: str) -> Iterator[str]:

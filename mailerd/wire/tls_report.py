@@ -23,6 +23,8 @@ from mailerd.wire.message import fold, format_date
 MEDIA_TYPE = "application/tlsrpt+gzip"
 MAX_DESTINATIONS = 5  # of one record: reports are ours to give, not to multiply
 MAX_REPORT = 10_000_000  # bytes of JSON that we read
+MAX_VALUES = 400_000  # in it, about
+MOST = 10**12  # sessions
 
 _VERSION = re.compile(r"v=TLSRPTv1[ \t]*;")
 _MAILTO = re.compile(r"mailto:([^?]+)(?:\?.*)?", re.IGNORECASE)
@@ -126,13 +128,20 @@ class Report(_Object, frozen=True, kw_only=True):
     contact_info: str = ""
 
 
+class PartialReport(Report, frozen=True, kw_only=True):
+    """One that had more policies or failures than these."""
+
+
 def build_json(report: Report) -> bytes:
     """The report as it is sent: JSON under gzip; the same report gives the same bytes."""
     return gzip.compress(msgspec.json.encode(report), mtime=0)
 
 
 def parse_json(data: bytes) -> Report:
-    """Read a report, compressed or not; raises ValueError for what is none, or larger than 10 MB."""
+    """Read a report, compressed or not; raises ValueError for what is none, or larger than 10 MB or 400,000 values.
+
+    What others leave out, write as null, or in capitals, or numbers as text, is understood.
+    """
     if data.startswith(b"\x1f\x8b"):
         inflate = zlib.decompressobj(wbits=31)
         try:
@@ -143,9 +152,134 @@ def parse_json(data: bytes) -> Report:
             raise ValueError(f"cut off, or larger than {MAX_REPORT} bytes")
     if len(data) > MAX_REPORT:
         raise ValueError(f"larger than {MAX_REPORT} bytes")
+    if data.count(b",") > MAX_VALUES:  # before they take a hundred times their bytes of memory
+        raise ValueError(f"larger than {MAX_VALUES} values")
     try:
-        return msgspec.json.decode(data, type=Report)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=_Foreign).report()
+    except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"not a report: {str(error)[:200]}") from None
+
+
+# ---- the document as others write it
+
+_Text = str | int | float | bool | None
+_Texts = list[_Text] | _Text
+
+
+class _ForeignPolicy(Struct, rename="kebab"):
+    policy_type: _Text = None
+    policy_domain: _Text = None  # Postfix' reporter leaves it out with no-policy-found
+    policy_string: _Texts = None
+    mx_host: _Texts = None
+
+
+class _ForeignSummary(Struct, rename="kebab"):
+    total_successful_session_count: _Text = None
+    total_failure_session_count: _Text = None
+
+
+class _ForeignFailure(Struct, rename="kebab"):
+    result_type: _Text = None
+    failed_session_count: _Text = None
+    sending_mta_ip: _Text = None  # Microsoft leaves it out where no session came about
+    receiving_mx_hostname: _Text = None
+    receiving_mx_helo: _Text = None
+    receiving_ip: _Text = None
+    additional_information: _Text = None
+    additional_info_uri: _Text = msgspec.field(default=None, name="additional-info-uri")
+    failure_reason_code: _Text = None
+    failure_error_code: _Text = None  # the name in a draft
+
+    def failure(self) -> Failure:
+        return Failure(
+            result_type=_text(self.result_type).lower(),
+            failed_session_count=_number(self.failed_session_count),
+            sending_mta_ip=_text(self.sending_mta_ip),
+            receiving_mx_hostname=_text(self.receiving_mx_hostname),
+            receiving_mx_helo=_text(self.receiving_mx_helo),
+            receiving_ip=_text(self.receiving_ip),
+            additional_information=_text(self.additional_information) or _text(self.additional_info_uri),
+            failure_reason_code=_text(self.failure_reason_code) or _text(self.failure_error_code),
+        )
+
+
+class _ForeignPolicyReport(Struct, rename="kebab"):
+    policy: _ForeignPolicy
+    summary: _ForeignSummary | None = None
+    failure_details: list[_ForeignFailure | None] | _ForeignFailure | None = None
+
+    def policy_report(self) -> PolicyReport:
+        summary, details = self.summary or _ForeignSummary(), self.failure_details
+        one_host = not isinstance(self.policy.mx_host, list) and _text(self.policy.mx_host)
+        return PolicyReport(
+            policy=Policy(
+                policy_type=_text(self.policy.policy_type).lower(),
+                policy_domain=_text(self.policy.policy_domain),
+                policy_string=_texts(self.policy.policy_string),
+                mx_host=one_host or _texts(self.policy.mx_host),
+            ),
+            summary=Summary(
+                total_successful_session_count=_number(summary.total_successful_session_count),
+                total_failure_session_count=_number(summary.total_failure_session_count),
+            ),
+            failure_details=tuple(
+                each.failure() for each in (details if isinstance(details, list) else [details]) if each
+            ),
+        )
+
+
+class _ForeignRange(Struct, rename="kebab"):
+    start_datetime: str | int | float
+    end_datetime: str | int | float | None = None
+
+
+class _Foreign(Struct, rename="kebab"):
+    date_range: _ForeignRange
+    policies: list[_ForeignPolicyReport] | _ForeignPolicyReport
+    organization_name: _Text = None
+    report_id: _Text = None
+    contact_info: _Text = None
+
+    def report(self) -> Report:
+        """Raises ValueError without an id or a time."""
+        start = _moment(self.date_range.start_datetime)
+        end = start if self.date_range.end_datetime is None else _moment(self.date_range.end_datetime)
+        name, id_ = _text(self.organization_name), _text(self.report_id)
+        if not (name or id_):
+            raise ValueError("not a report: nobody has written it")
+        policies = self.policies if isinstance(self.policies, list) else [self.policies]
+        return Report(
+            organization_name=name,
+            date_range=DateRange(start_datetime=start, end_datetime=end),
+            report_id=id_,
+            policies=tuple(each.policy_report() for each in policies),
+            contact_info=_text(self.contact_info),
+        )
+
+
+def _text(value: _Text) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _texts(value: _Texts) -> tuple[str, ...]:
+    return tuple(filter(None, map(_text, value if isinstance(value, list) else [value])))
+
+
+def _number(value: _Text) -> int:
+    try:
+        return max(0, min(MOST, int(float(value or 0))))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def _moment(value: str | float) -> datetime:
+    """As RFC 3339 has it, without a zone in UTC, or Unix seconds. Raises ValueError."""
+    try:
+        if isinstance(value, str) and not value.strip().isdecimal():
+            at = datetime.fromisoformat(value.strip())
+            return at if at.tzinfo is None else at.astimezone(UTC)
+        return datetime.fromtimestamp(float(value), UTC)
+    except (ValueError, OverflowError, OSError) as error:
         raise ValueError(f"not a report: {error}") from None
 
 

@@ -50,8 +50,8 @@ class Tokens:
         except ValueError:
             return None
         payload, mac = data[:-MAC], data[-MAC:]
-        if not hmac.compare_digest(self._mac(payload), mac):
-            return None
+        if not hmac.compare_digest(self._mac(payload), mac) or b32encode(data)[:LENGTH].decode() != text.upper():
+            return None  # the last letter has bits that are not used: one token has one spelling
         return RecipientToken(int.from_bytes(payload[:ID]), int.from_bytes(payload[ID:]))
 
     def _mac(self, payload: bytes) -> bytes:
@@ -64,6 +64,9 @@ class Tokens:
     def open(self, text: str) -> bytes | None:
         """What was sealed; None for what was not."""
         try:
-            return self._sealer.decrypt(urlsafe_b64decode(text + PADDING * (-len(text) % 4)), None)
+            data = urlsafe_b64decode(text + PADDING * (-len(text) % 4))
+            if urlsafe_b64encode(data).decode().rstrip(PADDING) != text:  # it skips what is no base64
+                return None
+            return self._sealer.decrypt(data, None)
         except (InvalidTag, ValueError):
             return None

@@ -13,6 +13,7 @@ from mailerd.errors import Refused
 from mailerd.intake.credentials import TRUSTED, Credential
 from mailerd.intake.envelope import Envelope, Origin
 from mailerd.intake.idempotency import Conflict, Idempotency, Replayed
+from mailerd.queue.suppression import Reason, Suppression
 from mailerd.wire.smtp import parse_rcpt
 from tests.support.dns_server import DnsServer
 from tests.support.relay import CONTENT, RunningRelay, relay_config, running_relay
@@ -44,6 +45,29 @@ async def refusal(relay: RunningRelay, *to: str, **arguments: Any) -> tuple[int,
 
 def content_from(value: str, *more: str) -> bytes:
     return "".join(f"{line}\r\n" for line in (f"From: {value}", *more, "", "body")).encode("utf-8", "surrogateescape")
+
+
+ASKING = b"X-Mailerd-Unsubscribe: yes\r\n" + CONTENT
+OWN_WAY = b"List-Unsubscribe: <https://shop.example/leave>\r\n" + ASKING
+
+
+@pytest.mark.parametrize("asked", [{"unsubscribe": True}, {"content": ASKING}])
+async def test_no_click_can_stop_all_transactional_mail(relay: RunningRelay, asked: dict[str, Any]) -> None:
+    assert await refusal(relay, **asked) == (550, "topic_needed", "topic")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"unsubscribe": True, "topic": "receipts"},
+        {"content": b"X-Mailerd-Topic: receipts\r\n" + ASKING},
+        {"unsubscribe": True, "stream": "news"},
+        {"content": OWN_WAY},  # that one is its sender's
+        {"unsubscribe": False},
+    ],
+)
+async def test_what_stops_less_may_be_asked_for(relay: RunningRelay, asked: dict[str, Any]) -> None:
+    assert (await relay.submit(TO, **asked)).message_id
 
 
 @pytest.mark.parametrize(
@@ -273,3 +297,64 @@ async def test_a_keyed_request_is_done_once_and_its_refusals_leave_the_key_free(
 
 def tomorrow(relay: RunningRelay) -> Any:
     return relay.clock.now + timedelta(days=1)
+
+
+async def test_a_batch_is_taken_but_for_what_must_not_be_mailed(relay: RunningRelay) -> None:
+    now = relay.clock.now
+    no = [
+        Suppression(f"no{n}@example.net", tenant="default", reason=Reason.MANUAL, source="api", created_at=now)
+        for n in (1, 2)
+    ]
+    await relay.relay.suppressions.add(no)
+    several = [("no1@example.net",), ("no2@example.net", "yes@example.net"), ("yes@example.net",)]
+    later = now + timedelta(hours=1)
+    items = [
+        (Envelope("a@shop.example", [parse_rcpt(f"TO:<{to}>") for to in each], not_before=later), CONTENT)
+        for each in several
+    ]
+    origin = Origin("http", "127.0.0.1", "", "", TRUSTED)
+    request = Idempotency("trusted", "POST /", "key", b"x" * 32)
+
+    outcome = await relay.relay.submitter.submit_batch(items, origin, request, 202, lambda results: b"answer")
+
+    assert isinstance(outcome, tuple)
+    refused, partly, wholly = outcome[0]
+    assert isinstance(refused, Refused)
+    assert not isinstance(partly, Refused)
+    assert not isinstance(wholly, Refused)
+    assert (refused.name, refused.http) == ("suppressed", 422)
+    assert partly.recipients == [(2, "yes@example.net")]
+    assert [(n, address) for n, address, _ in partly.suppressed] == [(1, "no2@example.net")]
+    assert wholly.suppressed == []
+    assert await relay.pool.fetchval("SELECT count(*) FROM messages") == 2  # the answer says it: no report by mail
+    rows = await relay.pool.fetch("SELECT message_id FROM events WHERE type = 'recipient.suppressed' ORDER BY 1")
+    assert [row["message_id"] for row in rows] == [0, partly.message_id]
+    again = await relay.relay.submitter.submit_batch(items, origin, request, 202, lambda results: b"other")
+    assert again == Replayed(202, b"answer")
+
+
+async def test_a_batch_of_nothing_but_suppressed_mail_is_refused_and_told(relay: RunningRelay) -> None:
+    entry = Suppression(TO, tenant="default", reason=Reason.COMPLAINT, source="report", created_at=relay.clock.now)
+    await relay.relay.suppressions.add([entry])
+    origin = Origin("http", "127.0.0.1", "", "", TRUSTED)
+    item = (Envelope("a@shop.example", [parse_rcpt(f"TO:<{TO}>")]), CONTENT)
+
+    outcome = await relay.relay.submitter.submit_batch([item, item], origin, None, 202, lambda results: b"answer")
+
+    assert isinstance(outcome, tuple)
+    assert [isinstance(result, Refused) for result in outcome[0]] == [True, True]
+    assert outcome[1] == b""
+    told = "SELECT count(*) FROM events WHERE type = 'recipient.suppressed' AND message_id = 0"
+    assert await relay.pool.fetchval(told) == 2
+
+
+async def test_refused_mail_counts_for_the_rate_of_its_credential(relay: RunningRelay) -> None:
+    entry = Suppression(TO, tenant="default", reason=Reason.MANUAL, source="api", created_at=relay.clock.now)
+    await relay.relay.suppressions.add([entry])
+    slow = Credential(name="slow", message_rate=Rate(2, 3600))
+    names = []
+    for _ in range(3):
+        with pytest.raises(Refused) as caught:
+            await relay.submit(TO, credential=slow)
+        names.append(caught.value.name)
+    assert names == ["suppressed", "suppressed", "rate_limited"]

@@ -76,6 +76,10 @@ def test_only_one_plain_no_says_that_tls_is_not_required(fields: list[str], expe
         (["X-Mailerd-Campaign: a\u2028b"], "invalid_campaign"),
         (["X-Mailerd-Campaign: a\udcffb"], "invalid_campaign"),  # no UTF-8
         (["X-Mailerd-Campaign: " + "x" * 101], "invalid_campaign"),
+        (["X-Mailerd-Campaign: " + "ü" * 51], "invalid_campaign"),
+        (["X-Mailerd-Topic: " + "ü" * 51], "invalid_topic"),
+        (["X-Mailerd-Topic: " + "İ" * 50], "invalid_topic"),  # three bytes each in lower case
+        (["X-Mailerd-Topic: a\udcffb"], "invalid_topic"),
         (["X-Mailerd-Campaign: a", "X-Mailerd-Campaign: a"], "malformed_header"),
         (["X-Mailerd-Priority: urgent"], "invalid_priority"),
         (["X-Mailerd-Priority: 1"], "invalid_priority"),
@@ -86,6 +90,20 @@ def test_what_cannot_be_meant_is_refused(fields: list[str], name: str) -> None:
         wishes(*fields)
     assert caught.value.name == name
     assert caught.value.code >= 550
+
+
+@pytest.mark.parametrize("asked", ["weekly", "Weekly", "WEEKLY"])
+def test_a_topic_is_the_same_in_upper_and_lower_case(asked: str) -> None:
+    assert wishes(f"X-Mailerd-Topic: {asked}").topic == "weekly"
+    assert wishes(topic=asked).topic == "weekly"
+
+
+def test_a_topic_is_the_same_however_its_letters_are_put_together() -> None:
+    assert wishes(topic="CAFE\u0301").topic == wishes(topic="café").topic == "caf\u00e9"
+
+
+def test_names_have_up_to_a_hundred_bytes() -> None:
+    assert wishes(topic="ü" * 50, campaign="Ü" * 50).topic == "ü" * 50
 
 
 async def test_wishes_are_stored_and_their_fields_leave_the_message(relay: RunningRelay) -> None:

@@ -118,7 +118,11 @@ async def test_a_failed_report_is_not_reported(relay: RunningRelay, mx: Scripted
     assert mx.delivered == []
     assert await relay.pool.fetchval("SELECT count(*) FROM messages") == 0
     types = await relay.pool.fetch("SELECT type, count(*) FROM events GROUP BY type ORDER BY type")
-    assert [tuple(row) for row in types] == [("message.accepted", 2), ("recipient.bounced", 2)]
+    assert [tuple(row) for row in types] == [
+        ("message.accepted", 2),
+        ("recipient.bounced", 2),
+        ("suppression.added", 2),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from mailerd.errors import Refused
 from mailerd.intake.authenticator import Authenticator
 from mailerd.intake.credentials import Credential
 from mailerd.intake.envelope import Envelope, Origin, Receipt
+from mailerd.intake.inbound import TakesInbound
 from mailerd.intake.smtp_content import Memory
 from mailerd.intake.smtp_listener import SmtpListener
 from tests.support.authority import CA_USAGE
@@ -78,6 +79,7 @@ class Intake:
         listener: dict[str, Any] | None = None,
         limits: dict[str, Any] | None = None,
         memory: Memory | None = None,
+        inbound: TakesInbound | None = None,
     ) -> None:
         self.sock = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.clients: list[Client] = []
@@ -94,6 +96,7 @@ class Intake:
             submitter=outbox,
             authenticator=authenticator,
             memory=self.memory,
+            inbound=inbound,
             tls=tls,
         )
 

@@ -1,27 +1,20 @@
-"""The sandbox: a built-in mail exchanger whose replies follow the address, for trying things out.
-
-The local part decides (case and a `+tag` do not matter, nor does the domain); `BEHAVIOURS` is the list. Any other
-address is taken. A transaction has one reply after the final dot, so there the strongest of its recipients speaks for
-all: drop, then spam, then slow. What is taken is kept as two files in a directory, the last `keep` messages, without
-fsync: a playground, not a store. One process writes, any number read with `list_messages` and `read_message`.
-"""
+"""One connection to the sandbox, from the greeting to the end."""
 
 import asyncio
 import contextlib
 import re
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 
-from mailerd import config
-from mailerd.config import Endpoint
+from mailerd.sandbox.behaviours import BEHAVIOURS, behaviour_name
+from mailerd.sandbox.kept import Stored
+
+if TYPE_CHECKING:
+    from mailerd.sandbox import Sandbox
 
 log = structlog.get_logger()
 
@@ -29,137 +22,14 @@ MAX_SIZE = 64 * 1024**2  # bytes of one message
 MAX_LINE = 4_096  # bytes of one command (RFC 5321 4.5.3.1.4 and room for parameters)
 MAX_RECIPIENTS = 1_000
 MAX_ERRORS = 20
-MAX_PAIRS = 10_000  # greylisted sender and recipient pairs remembered
 SILENCE = 300.0  # seconds until a client is hung up on
 CHUNK = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Behaviour:
-    """What the sandbox does for a local part: at RCPT, or at the final dot ("" there: no reply, or the usual one)."""
-
-    about: str
-    rcpt: str = ""
-    dot: str = ""
-
-
-BEHAVIOURS: Mapping[str, Behaviour] = {
-    "bounce": Behaviour("refused at RCPT for good", rcpt="550 5.1.1 no such mailbox"),
-    "unknown": Behaviour("the same", rcpt="550 5.1.1 no such mailbox"),
-    "full": Behaviour("refused at RCPT: mailbox full", rcpt="552 5.2.2 the mailbox is full"),
-    "defer": Behaviour(
-        "greylisted: put off on the first attempt of a sender, then taken", rcpt="451 4.7.1 greylisted, come back later"
-    ),
-    "always-defer": Behaviour("put off at RCPT, every time", rcpt="451 4.7.1 come back later"),
-    "421": Behaviour("the connection is closed at RCPT", rcpt="421 4.3.2 the sandbox closes this connection"),
-    "spam": Behaviour("refused after the content", dot="554 5.7.1 this looks like spam"),
-    "slow": Behaviour("taken, the reply comes after 3 seconds"),
-    "drop": Behaviour("the connection is closed after the content, without a reply"),
-}
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """The envelope of a message that the sandbox took, and what a list shows of it."""
-
-    id: str  # hexadecimal, in the order of arrival
-    received_at: datetime
-    sender: str
-    recipients: tuple[str, ...]
-    peer: str
-    helo: str
-    size: int  # bytes
-    subject: str = ""
-    parameters: str = ""  # of MAIL, as sent
-
-
-def list_messages(directory: Path) -> list[Stored]:
-    """The kept messages, oldest first; those that vanish meanwhile are left out."""
-    stored = (_read_envelope(path) for path in sorted(directory.glob("*.json")))
-    return [one for one in stored if one is not None]
-
-
-def read_message(directory: Path, message_id: str) -> tuple[Stored, bytes] | None:
-    """Envelope and content; None when there is no such message (any more)."""
-    if not MESSAGE_ID.fullmatch(message_id):
-        return None
-    stored = _read_envelope(directory / f"{message_id}.json")
-    try:
-        content = (directory / f"{message_id}.eml").read_bytes()
-    except FileNotFoundError:
-        return None
-    return (stored, content) if stored is not None else None
-
-
-class Sandbox:
-    """The exchanger: listens from `start()` to `stop()`; one event loop, one process."""
-
-    def __init__(
-        self, settings: config.Sandbox, directory: Path, *, hostname: str = "sandbox.localhost", slow: float = 3.0
-    ) -> None:
-        self._bind = settings.bind or Endpoint("127.0.0.1", 0)
-        self.hostname = hostname
-        self.slow = slow  # seconds that slow@ waits
-        self.kept = _Kept(directory, settings.keep)
-        self.stopping = asyncio.Event()
-        self._seen: dict[tuple[str, str], None] = {}
-        self._server: asyncio.Server | None = None
-        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
-
-    @property
-    def address(self) -> Endpoint:
-        """Where it listens, with the port that the system chose."""
-        assert self._server is not None, "not started"
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return Endpoint(host, port)
-
-    async def start(self) -> None:
-        """Raise OSError when the address cannot be bound or the directory not written."""
-        self.kept.open()
-        self._server = await asyncio.start_server(self._converse, self._bind.host, self._bind.port, backlog=1_024)
-        log.info("sandbox.started", address=str(self.address))
-
-    async def stop(self) -> None:
-        """Close the listener and every connection."""
-        if self._server is None:
-            return
-        self.stopping.set()
-        self._server.close()
-        for writer in self._open.values():
-            writer.transport.abort()
-        if self._open:
-            await asyncio.wait(list(self._open))
-        await self._server.wait_closed()
-        self._server = None
-
-    def greylists(self, sender: str, recipient: str) -> bool:
-        """True on the first attempt of this pair; remembers it."""
-        pair = (sender, recipient)
-        if pair in self._seen:
-            return False
-        if len(self._seen) >= MAX_PAIRS:
-            del self._seen[next(iter(self._seen))]
-        self._seen[pair] = None
-        return True
-
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._open[task] = writer
-        try:
-            await _Conversation(self, reader, writer).run()
-        except (OSError, asyncio.IncompleteReadError, TimeoutError):
-            pass  # gone or silent: there is nobody to tell
-        except Exception:  # one bad conversation must not end the others
-            log.exception("sandbox.conversation_crashed")
-        finally:
-            del self._open[task]
-            writer.close()
-
-
-class _Conversation:
+class Conversation:
     """One connection. Replies to pipelined commands gather until there is nothing left to read (RFC 2920)."""
 
-    def __init__(self, sandbox: Sandbox, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, sandbox: "Sandbox", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._sandbox = sandbox
         self._reader = reader
         self._writer = writer
@@ -256,7 +126,7 @@ class _Conversation:
             self._take_recipient(self._sender, match["address"])
 
     def _take_recipient(self, sender: str, address: str) -> None:
-        name = _behaviour_name(address)
+        name = behaviour_name(address)
         reply = BEHAVIOURS[name].rcpt if name else ""
         if name == "defer" and not self._sandbox.greylists(sender, address):
             reply = ""
@@ -277,7 +147,7 @@ class _Conversation:
             return
         self._say("354 end with a dot on a line of its own")
         content = await self._content()
-        names = {_behaviour_name(address) for address in self._recipients}
+        names = {behaviour_name(address) for address in self._recipients}
         if "drop" in names:
             self._open = False
         elif content is None:
@@ -314,6 +184,7 @@ class _Conversation:
         except OSError as error:
             log.warning("sandbox.write_failed", error=error.strerror)
             return "452 4.3.1 the sandbox cannot write"
+        self._sandbox.taken(stored, content)
         log.debug("sandbox.message_taken", id=stored.id, size=stored.size, recipients=len(stored.recipients))
         return f"250 2.0.0 taken as {stored.id}"
 
@@ -379,49 +250,6 @@ class _Conversation:
         return content.replace(b"\r\n..", b"\r\n.")[2:] if content is not None else None
 
 
-class _Kept:
-    """The last messages on disk: content in ID.eml, then envelope in ID.json, which makes both visible."""
-
-    def __init__(self, directory: Path, keep: int) -> None:
-        self._directory = directory
-        self._keep = keep
-        self._ids: deque[str] = deque()
-        self._last = 0
-
-    def open(self) -> None:
-        """Make the directory, and tidy what a crash left half written."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        complete = {path.stem for path in self._directory.glob("*.json") if MESSAGE_ID.fullmatch(path.stem)}
-        for path in self._directory.iterdir():
-            if path.suffix == ".part" or (path.suffix == ".eml" and path.stem not in complete):
-                path.unlink(missing_ok=True)
-        self._ids = deque(sorted(complete))
-        self._last = int(self._ids[-1], 16) if self._ids else 0
-        self._prune()
-
-    def next_id(self) -> str:
-        """Microseconds since 1970, made unique and rising also when the clock is set back."""
-        self._last = max(self._last + 1, int(datetime.now(UTC).timestamp() * 1e6))
-        return f"{self._last:014x}"
-
-    def add(self, stored: Stored, content: bytes) -> None:
-        envelope = self._directory / f"{stored.id}.json"
-        part = envelope.with_suffix(".part")
-        # Nobody looks at the content before its envelope is there, so one rename is enough.
-        envelope.with_suffix(".eml").write_bytes(content)
-        part.write_bytes(msgspec.json.encode(stored))
-        part.rename(envelope)
-        self._ids.append(stored.id)
-        self._prune()
-
-    def _prune(self) -> None:
-        while len(self._ids) > self._keep:
-            oldest = self._ids.popleft()
-            (self._directory / f"{oldest}.json").unlink(missing_ok=True)
-            (self._directory / f"{oldest}.eml").unlink(missing_ok=True)
-
-
-MESSAGE_ID = re.compile(r"[0-9a-f]{14}", re.ASCII)
 PATH = r"<(?P<address>[^<>\x00-\x1f\x7f]{0,1000})>(?P<parameters>(?: +[^ ]+)*)"
 MAIL = re.compile(rf"FROM: *{PATH}", re.IGNORECASE)
 RCPT = re.compile(rf"TO: *{PATH.replace('{0,1000}', '{1,1000}')}", re.IGNORECASE)
@@ -435,12 +263,6 @@ SUBJECT = re.compile(rb"^Subject:[ \t]*((?:[^\r\n]|\r\n[ \t])*)", re.IGNORECASE 
 
 def _bad_parameter(parameters: str, known: re.Pattern[str]) -> str | None:
     return next((one for one in parameters.split() if not known.fullmatch(one)), None)
-
-
-def _behaviour_name(address: str) -> str | None:
-    """The local part without its tag, when it is one that the sandbox acts on."""
-    name = address.rpartition("@")[0].partition("+")[0].lower()
-    return name if name in BEHAVIOURS else None
 
 
 def _text(line: bytes) -> str | None:
@@ -459,10 +281,3 @@ def _subject(content: bytes) -> str:
         with contextlib.suppress(HeaderParseError, LookupError, ValueError):
             raw = str(make_header(decode_header(raw)))
     return "".join(char if char.isprintable() else " " for char in raw)[:200]
-
-
-def _read_envelope(path: Path) -> Stored | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Stored)
-    except (FileNotFoundError, ValueError, msgspec.DecodeError):
-        return None
