@@ -1,4 +1,4 @@
-"""`scripts/bench [NAME]`: relay, idle, backlog, blocked, loads, throttle, shaping, faults, or all of them."""
+"""`scripts/bench [NAME]`: relay, idle, backlog, blocked, loads, throttle, shaping, and so on; or all of them."""
 
 import os
 import resource
@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import backlog, blocked, faults, idle, loads, relay, shaping, throttle
+from benchmarks import (
+    backlog,
+    blocked,
+    bounces,
+    faults,
+    idle,
+    inbound,
+    loads,
+    relay,
+    shaping,
+    suppressions,
+    throttle,
+    webhooks,
+)
 from benchmarks.peers import postfix
 from benchmarks.report import Results
 
@@ -31,7 +44,9 @@ DEFAULT_WORK = Path(os.environ.get("MAILERD_BENCH_WORK", HERE / "work"))
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
     """Without NAME: all."""
-    if context.invoked_subcommand not in ("throttle", "shaping", "blocked") and (missing := postfix.missing()):
+    if context.invoked_subcommand not in ("throttle", "shaping", "blocked", "bounces", "suppressions") and (
+        missing := postfix.missing()
+    ):
         console.print(f"benchmarks need: {missing}")
         raise typer.Exit(69)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -147,6 +162,48 @@ def shaping_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick 
             raise typer.Exit(1)
 
 
+@app.command(name="bounces")
+def bounces_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False, rounds: Rounds = 3) -> None:
+    """How well and how fast the corpus of bounces and complaints is read."""
+    del work  # nothing is written but results
+    bounces.run(Results(out, "bounces", console), rounds=1 if quick else rounds, passes=1 if quick else 10)
+
+
+@app.command(name="inbound")
+def inbound_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False, rounds: Rounds = 3) -> None:
+    """Bounces that come in, alone and beside mail that goes out."""
+    with _work(work) as directory:
+        reports, mails = (500, 1_000) if quick else (5_000, 30_000)
+        results = Results(out, "inbound", console)
+        if not inbound.run(directory, results, reports=reports, mails=mails, rounds=1 if quick else rounds):
+            console.print("[red]some reports had no effect[/red]")
+            raise typer.Exit(1)
+
+
+@app.command(name="suppressions")
+def suppressions_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    rounds: Rounds = 3,
+    rows: Annotated[int | None, typer.Option(help="Addresses that must not be mailed.")] = None,
+) -> None:
+    """What it costs to ask whether an address may be mailed."""
+    with _work(work) as directory:
+        most = rows or (100_000 if quick else 10_000_000)
+        if not suppressions.run(directory, Results(out, "suppressions", console), rows=most, rounds=rounds):
+            console.print("[red]it costs 50 µs and more[/red]")
+            raise typer.Exit(1)
+
+
+@app.command(name="webhooks")
+def webhooks_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False, rounds: Rounds = 3) -> None:
+    """What telling endpoints costs mail."""
+    with _work(work) as directory:
+        results = Results(out, "webhooks", console)
+        webhooks.run(directory, results, rounds=1 if quick else rounds, count=3_000 if quick else 15_000)
+
+
 app.command(name="faults")(faults.main)
 
 
@@ -160,7 +217,7 @@ def run_all(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False)
         backlog_command,
         blocked_command,
     )
-    for command in (*commands, throttle_command, shaping_command):
+    for command in (*commands, throttle_command, shaping_command, bounces_command, inbound_command):
         command(work=work, out=out, quick=quick)
     faults.main(kills=6 if quick else 100, freezes=not quick, out=out)
 

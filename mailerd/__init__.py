@@ -1,7 +1,8 @@
 """mailerd: a self-hosted mail delivery daemon.
 
 The way of a message: `intake` takes it and commits it, `queue` keeps it, `delivery` routes, signs and sends it, and
-what happened is appended to `events`. `web` and `cli` look and steer; `relay` puts intake, queue and delivery together,
+what happened is appended to `events`. What comes back goes through `feedback`, which also tells others. `web` and `cli`
+look and steer; `relay` puts intake, queue and delivery together,
 `worker` runs that in one process, `daemon` starts the workers, each with its `assignment`, and watches them. `sandbox`
 is a mail exchanger to try things out with. Imports go only left along
 
@@ -25,6 +26,13 @@ attempt      one try at one message over one session
 verdict      what a reply means for one recipient: delivered, deferred or bounced, with a class
 event        a fact in the past tense, appended in the transaction of the change it reports
 suppression  an address that must not be mailed, and why
+report       mail that comes back: a bounce, a complaint, an automatic answer, statistics of DMARC or TLS
+token        what goes out with mail and comes back signed: whom a report is about, what a reader leaves
+topic        what a reader may unsubscribe from within a stream
+upstream     a service that relays mail for us and says by HTTP what became of it
+follower     whoever reads events in order and remembers how far
+endpoint     a URL of an application that is told of events (a webhook)
+sink         a file or broker that events are written to
 credential   who may submit, as what, and how much
 """
 

@@ -3,15 +3,25 @@
 `message.accepted` stands once for each recipient; the first of a message also carries what is true of all of it. Then
 come `recipient.delivered`, `recipient.deferred`, `recipient.bounced` (each an attempt, with the peer's reply),
 `recipient.expired`, `recipient.cancelled`, and `recipient.held` and `recipient.released` for what operators do. After
-the end `recipient.bounced` may come once more (`late`: the host had taken it), `recipient.complained` and
-`recipient.unsubscribed`; `recipient.suppressed` is mail to an address that must not be mailed. `suppression.added` and
-`suppression.removed` are about an address and no message: their `message_id` is 0, or that of the mail that led to it.
+the end `recipient.bounced` may come once more (`late`: the host had taken it), `recipient.complained`,
+`recipient.unsubscribed` and `recipient.answered` (an auto-reply and the like); `recipient.suppressed` is mail to an
+address that must not be mailed. `suppression.added` and `suppression.removed` are about an address and no message:
+their `message_id` is 0, or that of the mail that led to it.
 
 Events stand in an order that all readers see alike: by transaction, and within one as they were appended. `EventStore`
-shows only those before the oldest transaction that is still under way, so nothing appears behind a reader's back.
+shows only those before the oldest transaction that is still under way, so nothing appears behind a reader's back. That
+may be a transaction of another database of the same cluster: as long as it writes, readers wait.
+
+What happens to one recipient follows one another: a transaction that begins after another's commit has the larger
+number. Only where two are at the same row at the same time (an operator cancels what is just being settled) does the
+one that began to write first stand first, though it may have waited for the other.
+
+`events_era()` is added to the numbers of transactions. It is 0 until a dump is restored into another cluster, where
+they begin anew; then `continue_order` puts it up, and what comes next still stands behind all that was there.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -55,11 +65,24 @@ class Recorded(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Events in order. `position`: all before and at it were looked at; `more`: go on from there at once."""
+    """Events in the order asked for. `position`: all up to it were looked at; `more`: go on from there at once."""
 
     events: list[Recorded]
     position: Position
     more: bool
+
+
+class Lag(NamedTuple):
+    """What a follower has not read: so many events, the first of them since then. Above `EXACT` an estimate."""
+
+    events: int
+    since: datetime | None
+
+
+class Follower(NamedTuple):
+    name: str
+    position: Position
+    moved_at: datetime
 
 
 def rows_sql(first: int) -> str:
@@ -87,29 +110,56 @@ APPEND = f"INSERT INTO events ({COLUMNS}) SELECT * FROM {rows_sql(1)}"
 
 OF_MESSAGE = f"""
     SELECT {COLUMNS} FROM events
-     WHERE message_id = $1 AND at >= $2 ORDER BY at, n
+     WHERE message_id = $1 AND at >= $2 ORDER BY at, txid, seq
 """
 
-HORIZON = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint"  # no transaction before it is under way
+HORIZON = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint + events_era()"  # none before it is under way
+# Plans are kept, and one made while there are few events would go on to sort them when there are ten million.
+BY_INDEX = "SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off"
 # Up to `$3` events are looked at; those that do not fit are not sent, but for the last, which says how far that was.
-AFTER = f"""
+# Each partition has an index in this order: the rows of a page are read from these, and no others.
+PAGE = f"""
     WITH seen AS MATERIALIZED (
         SELECT {COLUMNS}, txid, seq FROM events
-         WHERE (txid, seq) > ($1, $2) AND txid < {HORIZON} ORDER BY txid, seq LIMIT $3
+         WHERE (txid, seq) {{beyond}} ($1, $2) AND txid < {HORIZON} ORDER BY {{order}} LIMIT $3
     ), fitting AS (
         SELECT *, ($4::text[] IS NULL OR type = ANY ($4)) AND ($5::text IS NULL OR tenant = $5)
                AND ($6::text[] IS NULL OR stream = ANY ($6)) AS fits,
-               row_number() OVER (ORDER BY txid, seq) AS number, count(*) OVER () AS looked_at
+               row_number() OVER (ORDER BY {{order}}) AS number, count(*) OVER () AS looked_at
           FROM seen
     )
-    SELECT {COLUMNS}, txid, seq, fits, looked_at FROM fitting WHERE fits OR number = looked_at ORDER BY txid, seq
+    SELECT {COLUMNS}, txid, seq, fits, looked_at FROM fitting WHERE fits OR number = looked_at ORDER BY {{order}}
 """
+AFTER = PAGE.format(beyond=">", order="txid, seq")
+BEFORE = PAGE.format(beyond="<", order="txid DESC, seq DESC")
 END = f"SELECT {HORIZON} - 1"
-ADVANCE = """
+BEHIND = """
+    SELECT (SELECT count(*) FROM (
+                SELECT FROM events WHERE (txid, seq) > ($1, $2) ORDER BY txid, seq LIMIT $3) AS next) AS counted,
+           first.at, (SELECT last_value FROM events_seq) - first.seq + 1 AS estimated
+      FROM (SELECT) AS nothing LEFT JOIN LATERAL (
+           SELECT at, seq FROM events WHERE (txid, seq) > ($1, $2) ORDER BY txid, seq LIMIT 1) AS first ON true
+"""
+EXACT = 1_000  # events counted one by one
+# The transaction that accepted the last message before an id: whatever was appended later has no smaller number.
+ACCEPTED_BEFORE = """
+    SELECT txid FROM events WHERE type = 'message.accepted' AND n = 1 AND message_id = (
+           SELECT max(message_id) FROM events WHERE message_id > 0 AND message_id < $1)
+"""
+ACCEPTED_FROM = """
+    SELECT txid FROM events WHERE type = 'message.accepted' AND n = 1 AND message_id = (
+           SELECT min(message_id) FROM events WHERE message_id >= $1)
+"""
+SET = """
     INSERT INTO followers (name, txid, seq) VALUES ($1, $2, $3)
     ON CONFLICT (name) DO UPDATE SET txid = EXCLUDED.txid, seq = EXCLUDED.seq, moved_at = now()
 """
+MOVE = """
+    UPDATE followers SET txid = $4, seq = $5, moved_at = now()
+     WHERE name = $1 AND txid = $2 AND seq = $3 RETURNING true
+"""
 LAST_SEQ = (1 << 63) - 1
+LAST = Position((1 << 63) - 1, LAST_SEQ)  # behind all events there will ever be
 
 
 class EventStore:
@@ -126,7 +176,10 @@ class EventStore:
             await connection.execute(APPEND, *parameters(events))
 
     async def of_message(self, message_id: int, *, since: datetime) -> list[Event]:
-        """All events of a message from `since` (its acceptance, which spares older partitions), oldest first."""
+        """All events of a message from `since` (its acceptance, which spares older partitions), oldest first.
+
+        Those of one moment stand as they were appended: what follows from another behind it.
+        """
         return [Event(**row) for row in await self._pool.fetch(OF_MESSAGE, message_id, since)]
 
     async def after(
@@ -139,20 +192,65 @@ class EventStore:
         streams: Sequence[str] | None = None,
     ) -> Page:
         """The events behind `position`, in order: of the next `limit` those that fit (None: any)."""
-        rows = await self._pool.fetch(AFTER, *position, limit, types, tenant, streams)
-        found = [_recorded(row) for row in rows if row["fits"]]
+        return await self._page(AFTER, position, limit, types, tenant, streams)
+
+    async def before(
+        self,
+        position: Position,
+        *,
+        limit: int = 1000,
+        types: Sequence[str] | None = None,
+        tenant: str | None = None,
+        streams: Sequence[str] | None = None,
+    ) -> Page:
+        """The events before `position`, the last one first: of these `limit` those that fit."""
+        return await self._page(BEFORE, position, limit, types, tenant, streams)
+
+    async def _page(self, statement: str, position: Position, limit: int, *filters: object) -> Page:
+        async with in_order(self._pool) as connection:
+            rows = await connection.fetch(statement, *position, limit, *filters)
         if not rows:
             return Page([], position, more=False)
         last = rows[-1]
+        found = [recorded(row) for row in rows if row["fits"]]
         return Page(found, Position(last["txid"], last["seq"]), more=last["looked_at"] == limit)
 
     async def end(self) -> Position:
         """Behind all events so far; what is being written comes after it."""
         return Position(await self._pool.fetchval(END), LAST_SEQ)
 
+    async def behind(self, position: Position) -> Lag:
+        """What stands behind `position`, also what cannot be read yet since an older transaction is under way."""
+        async with in_order(self._pool) as connection:
+            row = await connection.fetchrow(BEHIND, *position, EXACT)
+        assert row is not None
+        counted = int(row["counted"])
+        return Lag(counted if counted < EXACT else max(counted, int(row["estimated"])), row["at"])
 
-def _recorded(row: asyncpg.Record) -> Recorded:
-    *fields, txid, seq, _, _ = row.values()
+    async def around(self, first_id: int, *, later: bool = False) -> Position:
+        """A position before (`later`: behind) all events of the time that a message of this id would be made.
+
+        It is that of a message accepted about then, so hand in an id of some minutes before (after).
+        """
+        txid = await self._pool.fetchval(ACCEPTED_FROM if later else ACCEPTED_BEFORE, first_id)
+        if txid is None:
+            return LAST if later else START
+        return Position(txid, LAST_SEQ if later else 0)
+
+
+@asynccontextmanager
+async def in_order(
+    pool: "asyncpg.Pool[asyncpg.Record]",
+) -> "AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]":
+    """A connection, in a transaction, for statements that read events by the index of their order."""
+    async with pool.acquire() as connection, connection.transaction(readonly=True):
+        await connection.execute(BY_INDEX)
+        yield connection
+
+
+def recorded(row: asyncpg.Record) -> Recorded:
+    """Of a row that begins with `COLUMNS`, txid and seq."""
+    *fields, txid, seq = tuple(row.values())[:11]
     return Recorded(Position(txid, seq), Event(*fields))
 
 
@@ -167,6 +265,11 @@ class FollowerStore:
         row = await self._pool.fetchrow("SELECT txid, seq FROM followers WHERE name = $1", name)
         return None if row is None else Position(*row)
 
+    async def all(self) -> list[Follower]:
+        """Everybody who follows, or did and was not forgotten."""
+        rows = await self._pool.fetch("SELECT name, txid, seq, moved_at FROM followers ORDER BY name")
+        return [Follower(row["name"], Position(row["txid"], row["seq"]), row["moved_at"]) for row in rows]
+
     async def advance(
         self,
         name: str,
@@ -174,8 +277,18 @@ class FollowerStore:
         connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record] | None" = None,
     ) -> None:
         """Go on from here next time; in the caller's transaction, together with what the events led to."""
-        await (connection or self._pool).execute(ADVANCE, name, *position)
+        await (connection or self._pool).execute(SET, name, *position)
 
-    async def forget(self, name: str) -> None:
-        """It does not follow any more."""
-        await self._pool.execute("DELETE FROM followers WHERE name = $1", name)
+    async def move(
+        self,
+        name: str,
+        old: Position,
+        new: Position,
+        connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record] | None" = None,
+    ) -> bool:
+        """`advance`, if it still stands at `old`: False when somebody else has moved it."""
+        return bool(await (connection or self._pool).fetchval(MOVE, name, *old, *new))
+
+    async def forget(self, name: str) -> bool:
+        """It does not follow any more. Whether it did."""
+        return bool(await self._pool.fetchval("DELETE FROM followers WHERE name = $1 RETURNING true", name))

@@ -7,6 +7,7 @@ Counting is on the path of every message, so each combination of labels is looke
 strangers choose are bounded: after `MAX_SITES` sites, further ones are counted together as `other`.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -57,6 +58,29 @@ def _children(metric: _Metric, *bounds: int) -> Callable[..., _Metric]:
         return child
 
     return labels
+
+
+class _OfEndpoints:
+    """A gauge of each endpoint of webhooks, `MAX_SITES` of them, as long as it is told anything.
+
+    Processes share files from which nothing can be taken away: NaN stands for none there, and `render()` leaves it out.
+    """
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._gauge = Gauge(name, documentation, ["webhook"], multiprocess_mode="mostrecent")
+        self._known: set[str] = set()
+
+    def set(self, webhook: str, value: float) -> None:
+        if webhook not in self._known and len(self._known) == MAX_SITES:
+            webhook = OTHER
+        else:
+            self._known.add(webhook)
+        self._gauge.labels(webhook).set(value)
+
+    def forget(self, webhook: str) -> None:
+        if webhook in self._known:
+            self._known.remove(webhook)
+            self._gauge.labels(webhook).set(math.nan)
 
 
 _accepted = _children(
@@ -118,6 +142,46 @@ _memory = _children(
     MANY,
 )
 _requests = _children(Counter("mailerd_http_requests", "HTTP requests answered", ["operation", "status"]), MANY, MANY)
+_behind = _children(
+    Gauge(
+        "mailerd_follower_events_behind",
+        "Events that a follower has not read yet",
+        ["follower"],
+        multiprocess_mode="mostrecent",
+    ),
+    MANY,
+)
+_behind_seconds = _children(
+    Gauge(
+        "mailerd_follower_seconds_behind",
+        "Age of the first event that a follower has not read yet",
+        ["follower"],
+        multiprocess_mode="mostrecent",
+    ),
+    MANY,
+)
+_sunk = _children(Counter("mailerd_sink_events", "Events written to a sink", ["sink"]), MANY)
+_reports = _children(
+    Counter("mailerd_reports", "Mail that came back, by what it is and how it led to a message", ["kind", "joined"]),
+    MANY,
+    MANY,
+)
+_report_effects = _children(
+    Counter("mailerd_report_effects", "Recipients that reports were about, by what followed", ["effect"]), MANY
+)
+_inbound_refused = _children(
+    Counter(
+        "mailerd_inbound_refused", "Addresses that were refused: forged (a token that is none) or unknown", ["why"]
+    ),
+    MANY,
+)
+_webhook_requests = _children(
+    Counter("mailerd_webhook_requests", "Requests to endpoints of webhooks, by outcome", ["outcome"]), MANY
+)
+_webhook_seconds = Histogram("mailerd_webhook_seconds", "Duration of one request to an endpoint", buckets=SHORT)
+_webhooks_disabled = Counter("mailerd_webhooks_disabled", "Endpoints disabled because they failed")
+_webhook_behind = _OfEndpoints("mailerd_webhook_seconds_behind", "Age of the first event that an endpoint was not told")
+_webhook_pending = _OfEndpoints("mailerd_webhook_pending", "Requests that an endpoint did not take yet")
 _request_seconds = _children(
     Histogram("mailerd_http_request_seconds", "Duration of one HTTP request", ["operation"], buckets=SHORT), MANY
 )
@@ -200,6 +264,55 @@ def memory(recipients: int, size: int) -> None:
     _memory("bytes").set(size)
 
 
+def followed(follower: str, events: int, seconds: float) -> None:
+    """A follower has so many events before it, the first of them that old."""
+    _behind(follower).set(events)
+    _behind_seconds(follower).set(seconds)
+
+
+def sunk(sink: str, events: int) -> None:
+    """So many events were written to a sink, durably."""
+    _count(_sunk(sink), events)
+
+
+def report_received(kind: str, joined: str) -> None:
+    """A mail came back; `joined` to a message by token, header, message_id, or none."""
+    _count(_reports(kind, joined))
+
+
+def report_followed(effect: str) -> None:
+    """What a report led to for one recipient: late, complained, unsubscribed, known, old ..."""
+    _count(_report_effects(effect))
+
+
+def inbound_refused(why: str) -> None:
+    """An address was refused: it is forged, or unknown."""
+    _count(_inbound_refused(why))
+
+
+def webhook_answered(outcome: str, seconds: float) -> None:
+    """An endpoint was asked to take something; `outcome` is delivered or failed."""
+    _count(_webhook_requests(outcome))
+    _webhook_seconds.observe(seconds)
+
+
+def webhook_disabled() -> None:
+    """An endpoint failed for too long, or said that it is gone."""
+    _count(_webhooks_disabled)
+
+
+def webhook_behind(webhook: str, seconds: float, pending: int) -> None:
+    """How far an endpoint is behind, and how many requests it did not take yet."""
+    _webhook_behind.set(webhook, seconds)
+    _webhook_pending.set(webhook, pending)
+
+
+def webhook_left(webhook: str) -> None:
+    """An endpoint is told nothing more: it is disabled or deleted."""
+    _webhook_behind.forget(webhook)
+    _webhook_pending.forget(webhook)
+
+
 def requested(operation: str, status: int, seconds: float) -> None:
     """One HTTP request was answered."""
     _count(_requests(operation, str(status)))
@@ -209,11 +322,12 @@ def requested(operation: str, status: int, seconds: float) -> None:
 def render() -> bytes:
     """All metrics in the text format of Prometheus; of all processes when they share a directory."""
     flush()
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(REGISTRY)
-    registry = CollectorRegistry()
-    _multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        _multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    text = generate_latest(registry)
+    return b"".join(line for line in text.splitlines(keepends=True) if not line.endswith(b" NaN\n"))
 
 
 def forget_process(pid: int) -> None:

@@ -31,13 +31,16 @@ from mailerd.delivery.tls_reports import TlsReports, TlsResultStore
 from mailerd.delivery.traffic import Traffic
 from mailerd.delivery.upkeep import Upkeep
 from mailerd.delivery.warmup_budgets import WarmUps, WarmUpStore
+from mailerd.feedback.aggregates import AggregateStore
 from mailerd.intake.idempotency import IdempotencyStore
 from mailerd.intake.submission import Submitter
 from mailerd.queue import journal
 from mailerd.queue.commit import GroupCommit
 from mailerd.queue.ids import IdMaker, first_id_at
 from mailerd.queue.mail import Recipient
+from mailerd.queue.screening import Suppressions
 from mailerd.queue.store import QueueStore
+from mailerd.queue.suppression import SuppressionStore
 from mailerd.queue.workers import WorkerStore
 
 
@@ -97,9 +100,11 @@ class Relay:
         self._ledger_path = ledger or ledger_path(config.data_dir)
         self.ledger = Ledger(self._ledger_path, slot, workers)
         self.journal = journal.Journal(journal_path(config.data_dir, worker))
-        self.store = QueueStore(pool, keep_bodies=config.retention.bodies > 0)
+        self.suppressions = SuppressionStore(pool, config.suppression)
+        self._screening = Suppressions(self.suppressions, clock)
+        self.store = QueueStore(pool, keep_bodies=config.retention.bodies > 0, suppressions=self.suppressions)
         self.idempotency = IdempotencyStore(pool)
-        self._resolver = Resolver(config.resolver)
+        self.resolver = Resolver(config.resolver)
         self._settler = Settler(self.store, self.journal, worker=worker, settled=self._release)
         ids = IdMaker(worker, lambda: int(time.time() * 1000))
         # As many event loops as cores: signing in them costs least. Fewer: a thread uses the core that is left.
@@ -116,23 +121,24 @@ class Relay:
             journal=self.journal,
             clock=clock,
             personal=self._personal,
+            suppressions=self._screening,
             signers=self._signers,
         )
         self.effects = Effects(EffectStore(pool), clock)
         self._warmups = WarmUps(config, WarmUpStore(pool), clock)
         self.states = SourceStates(config, SourceStore(pool), node)
-        self._watch = SourceWatch(config, SourceStore(pool), self._resolver, node, clock=clock)
+        self._watch = SourceWatch(config, SourceStore(pool), self.resolver, node, clock=clock)
         self._reports = TlsReports(
-            config, TlsResultStore(pool), resolver=self._resolver, submit=self._report, clock=clock
+            config, TlsResultStore(pool), resolver=self.resolver, submit=self._report, clock=clock
         )
         self._policies = StsPolicies(
             StsStore(pool),
-            self._resolver,
+            self.resolver,
             clock=clock,
             note=self._note_tls,
             allow_private=config.delivery.allow_private,
         )
-        self._router = Router(config, self._resolver, sts=self._policies, note=self._note_tls)
+        self._router = Router(config, self.resolver, sts=self._policies, note=self._note_tls)
         self._sources = Sources(config, lambda: self.states.failing)
         grants = Grants(GrantStore(pool), self.ledger, node)
         self.traffic = Traffic(
@@ -185,6 +191,8 @@ class Relay:
             config,
             commit=self._commit,
             store=self.store,
+            suppressions=self._screening,
+            notices=self._notices,
             wake=self.dispatcher.wake,
             idempotency=self.idempotency,
             ids=ids,
@@ -197,6 +205,7 @@ class Relay:
         self._config = config
         self._rules = rules
         self.identity = identity
+        self.suppressions.reconfigure(config.suppression)
         self._notices.reconfigure(config)
         self._personal.reconfigure(config)
         self._attempts.reconfigure(config, identity)
@@ -258,6 +267,8 @@ class Relay:
             return
         bodies_before = int((now - timedelta(seconds=retention.bodies)).timestamp() * 1000)
         await self.store.forget(now=now, bodies_before=first_id_at(bodies_before) if retention.bodies else None)
+        await self.suppressions.forget(now)
+        await AggregateStore(self._pool).forget(now - timedelta(seconds=retention.events))
         await self.idempotency.forget(now - timedelta(seconds=retention.idempotency_keys))
         self._forget_after = time.monotonic() + pause_after(time.monotonic() - begun)
 
@@ -271,7 +282,7 @@ class Relay:
         await self._commit.drained()
         await self.dispatcher.stop(seconds)
         await self.upkeep.stop()
-        await self._resolver.close()
+        await self.resolver.close()
         self.ledger.close()
         if self._signers is not None:
             self._signers.shutdown(wait=False)

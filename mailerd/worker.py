@@ -22,19 +22,33 @@ from mailerd.assignment import Assignment, Control, read_assignment
 from mailerd.config import Config
 from mailerd.config.documents import Documents, parse_reloaded
 from mailerd.config.shaping import ShapingRules
-from mailerd.db import connect_pool
+from mailerd.db import Pool, connect_pool
+from mailerd.delivery import verdict
 from mailerd.delivery.effects import CHANNEL as TRAFFIC
 from mailerd.delivery.effects import EffectStore
 from mailerd.delivery.explain import ConfigText
+from mailerd.delivery.https import Outside
 from mailerd.delivery.identity import Identity
 from mailerd.delivery.ledger import handed_on
+from mailerd.delivery.verdict_book import VerdictBook
+from mailerd.feedback.event_search import EventSearchStore
+from mailerd.feedback.following import Following
+from mailerd.feedback.inbound import build_inbound
+from mailerd.feedback.sink_checks import check_sinks
+from mailerd.feedback.sinks import Sinks
+from mailerd.feedback.unsubscribing import UnsubscribeStore
+from mailerd.feedback.upstreams.receiving import Upstreams
+from mailerd.feedback.webhooks.service import Webhooks
+from mailerd.feedback.webhooks.store import CHANNEL as WEBHOOKS
 from mailerd.intake.authenticator import Authenticator
 from mailerd.intake.credentials import CredentialStore
 from mailerd.intake.shares import Shares
 from mailerd.intake.smtp_content import Memory
 from mailerd.intake.smtp_listener import SmtpListener, server_context
+from mailerd.intake.smtp_service import limits_of
 from mailerd.queue.commit import LOST
 from mailerd.queue.control import CHANNEL, UNBLOCK_ALL, ControlStore, MessageControl, Selection
+from mailerd.queue.suppression_files import SuppressionFileStore
 from mailerd.queue.trace import TraceStore
 from mailerd.queue.workers import BEAT_EVERY, Watch, WorkerStore
 from mailerd.relay import Relay, pause_after, utc_now
@@ -46,8 +60,10 @@ log = structlog.get_logger()
 
 SWEEP_EVERY = 15.0  # seconds between looks for expired and forgotten mail
 LISTEN_AGAIN = 1.0
+FOLLOWER_CONNECTIONS = 3
 STOP_INTAKE = 10.0  # seconds for SMTP transactions under way
 STOP_HTTP = 10.0
+STOP_FOLLOWERS = 5.0
 STOP_DELIVERY = 12.0  # seconds for attempts under way; those cut off are in doubt
 
 
@@ -58,6 +74,7 @@ class Settings:
     config: Config
     text: ConfigText
     rules: ShapingRules
+    verdicts: VerdictBook
     identity: Identity
     tls: ssl.SSLContext | None
 
@@ -78,7 +95,9 @@ def load_settings(assignment: Assignment, documents: Documents) -> Settings:
     )
     text = ConfigText(documents.path, documents.text)
     identity = Identity(config, documents.keys)
-    return Settings(config, text, new.rules, identity, server_context(config.tls, documents.keys))
+    check_sinks(config.sinks, documents.path, documents.text)
+    tls = server_context(config.tls, documents.keys)
+    return Settings(config, text, new.rules, VerdictBook(new.verdicts), identity, tls)
 
 
 @cache
@@ -121,6 +140,7 @@ class Worker:
 
     async def _start(self) -> None:
         config = self._settings.config
+        verdict.use(self._settings.verdicts)
         self._pool = await connect_pool(self._assignment.database_url, min=1, max=config.database.connections)
         self._leases = WorkerStore(self._pool)
         self._credentials = CredentialStore(self._pool)
@@ -140,6 +160,7 @@ class Worker:
         )
         self._relay.upkeep.seen(sorted({worker.node for worker in await self._leases.all()}))
         await self._relay.start()
+        await self._start_followers()
         self._background = [
             asyncio.create_task(work, name=name)
             for work, name in (
@@ -152,20 +173,60 @@ class Worker:
         ]
         await self._open_listeners()
 
+    async def _start_followers(self) -> None:
+        """One worker of a node is enough, and of all nodes one follows. They have connections of their own."""
+        self._followers: Pool | None = None
+        self._webhooks = Webhooks(self._settings.config, self._pool, utc_now)
+        if self._assignment.slot != 0:
+            return
+        url = self._assignment.database_url
+        self._followers = await connect_pool(url, min=0, max=FOLLOWER_CONNECTIONS, idle=60.0)
+        self._following = Following(url, self._followers)
+        self._sinks = Sinks(self._following, self._followers, self._settings.config.sinks)
+        self._sinks.start()
+        self._webhooks.start_telling(url, self._followers)
+
+    async def _stop_followers(self) -> None:
+        """What they have not recorded by then comes again."""
+        try:
+            async with asyncio.timeout(STOP_FOLLOWERS):
+                await asyncio.gather(self._webhooks.stop(), self._stop_sinks())
+        except TimeoutError:
+            log.warning("followers.cut_off")
+        if self._followers is not None:
+            self._followers.terminate()
+
+    async def _stop_sinks(self) -> None:
+        if self._followers is not None:
+            await self._sinks.stop()
+            await self._following.stop()
+
     async def _open_listeners(self) -> None:
         config = self._settings.config
         self._authenticator = Authenticator(self._credentials, failures=config.smtp.auth_failures)
         self._memory = Memory(config.smtp.data_memory)
+        self._inbound = build_inbound(
+            config,
+            self._pool,
+            submitter=self._relay.submitter,
+            suppressions=self._relay.suppressions,
+            provider_of=self._relay.traffic.provider_of,
+            secret=await self._credentials.secret(),
+            clock=utc_now,
+        )
+        outside = Outside(self._relay.resolver, allow_private=False)
+        self._upstreams = Upstreams(config, self._inbound.recorder, await self._credentials.secret(), outside)
         shares = Shares(Path(config.data_dir) / "connections", self._assignment.slot, self._workers)
         self._listeners = [
             SmtpListener(
                 config.listeners[index],
                 socket.socket(fileno=descriptor),
-                limits=config.smtp,
+                limits=limits_of(config.listeners[index], config),
                 hostname=config.hostname,
                 submitter=self._relay.submitter,
                 authenticator=self._authenticator,
                 memory=self._memory,
+                inbound=self._inbound,
                 tls=self._settings.tls,
                 shares=shares,
             )
@@ -174,10 +235,13 @@ class Worker:
         for listener in self._listeners:
             listener.start()
         self._http: list[HttpServer] = []
-        if config.http is None:
-            return
         self._limits = Limits(stop=STOP_HTTP)
         self._set_http_limits(config)
+        if config.http is None:
+            return
+        secret = await self._credentials.secret()
+        suppressions = self._relay.suppressions
+        self._suppression_files = SuppressionFileStore(self._pool)
         services = Services(
             submitter=self._relay.submitter,
             authenticator=self._authenticator,
@@ -185,9 +249,16 @@ class Worker:
             control=MessageControl(ControlStore(self._pool, keep_bodies=config.retention.bodies > 0), utc_now),
             explainer=lambda: self._relay.explainer(self._settings.text),
             effects=EffectStore(self._pool),
+            events=EventSearchStore(self._pool),
+            suppressions=suppressions,
+            suppression_files=self._suppression_files,
+            streams=lambda: self._settings.config.streams,
+            unsubscribes=UnsubscribeStore(self._pool, suppressions, secret, utc_now),
+            upstreams=self._upstreams,
+            webhooks=self._webhooks.desk,
             ping=self._leases.ping,
             stopping=self._stopping.is_set,
-            cursor_key=await self._credentials.secret(),
+            cursor_key=secret,
             limits=self._limits,
         )
         app = build_app(services)
@@ -216,18 +287,23 @@ class Worker:
             self._take_on(old)
             raise
         self._settings = new
+        if self._followers is not None:
+            await self._sinks.reconfigure(new.config.sinks)
         log.info("worker.reloaded", number=self._number)
 
     def _take_on(self, settings: Settings) -> None:
         config = settings.config
+        verdict.use(settings.verdicts)
         self._relay.reconfigure(config, settings.identity, settings.rules)
         self._authenticator.reconfigure(config.smtp.auth_failures)
+        self._inbound.reconfigure(config)
+        self._upstreams.reconfigure(config)
+        self._webhooks.reconfigure(config)
         self._memory.reconfigure(config.smtp.data_memory)
         self._set_http_limits(config)
         for listener, (_, index) in zip(self._listeners, self._assignment.listeners, strict=True):
-            listener.reconfigure(
-                config.listeners[index], limits=config.smtp, hostname=config.hostname, tls=settings.tls
-            )
+            bound = config.listeners[index]
+            listener.reconfigure(bound, limits=limits_of(bound, config), hostname=config.hostname, tls=settings.tls)
 
     # in the background
 
@@ -287,6 +363,7 @@ class Worker:
                 connection.add_termination_listener(lambda _, lost=lost: lost.set())
                 await connection.add_listener(CHANNEL, self._on_recall)
                 await connection.add_listener(TRAFFIC, lambda *_: self._relay.upkeep.changed())
+                await connection.add_listener(WEBHOOKS, lambda *heard: self._webhooks.heard(str(heard[-1])))
                 await lost.wait()
             except LOST as error:
                 log.warning("recall.interrupted", error=str(error))
@@ -309,10 +386,15 @@ class Worker:
     async def _stop(self) -> None:
         """Take nothing more in, finish what is under way, put back the rest, give up the lease."""
         log.info("worker.stopping", number=self._number)
+        followers = asyncio.create_task(self._stop_followers(), name="stop followers")  # no mail waits for them
         await asyncio.gather(
-            *(listener.stop(STOP_INTAKE) for listener in self._listeners), *(server.stop() for server in self._http)
+            *(listener.stop(STOP_INTAKE) for listener in self._listeners),
+            *(server.stop() for server in self._http),
         )
+        if self._http:
+            await self._suppression_files.stop()
         await self._relay.stop(STOP_DELIVERY)
+        await asyncio.gather(followers, return_exceptions=True)
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

@@ -57,7 +57,7 @@ def test_the_examples_in_the_reference_file_are_a_valid_configuration(tmp_path: 
     found = parse(examples, environ={"CREDENTIALS_DIRECTORY": "/run/credentials/mailerd.service"})
     assert found.hostname == "mail.example.com"
     assert found.tls.key == "/run/credentials/mailerd.service/tls-key"
-    assert [listener.bind.port for listener in found.listeners] == [587, 465, 2525]
+    assert [listener.bind.port for listener in found.listeners] == [587, 465, 2525, 25]
     assert found.routes[1].auth is not None
     assert found.routes[1].auth.password_file == "/run/credentials/mailerd.service/relay-password"
     assert found.pools["transactional"].sources[0].weight == 3
@@ -70,6 +70,7 @@ def test_the_development_file_sends_everything_to_its_own_sandbox() -> None:
     assert dev.listeners[0].takes_auth_in_clear
     assert dev.data_dir == str(Path.cwd() / "var")
     assert dev.first_key
+    assert dev.webhooks.allow_private == ("localhost", "127.0.0.1")
 
 
 def test_every_problem_is_reported_with_its_line_and_key() -> None:
@@ -177,11 +178,53 @@ first_key: yes
             "listeners: [{bind: '0.0.0.0:25', kind: inbound, trusted: [127.0.0.0/8]}]",
             "listeners[0].trusted: does nothing here",
         ),
+        (
+            "listeners: [{bind: '0.0.0.0:25', kind: inbound, auth: required}]",
+            "m.yaml:1: listeners[0].auth: does nothing here",
+        ),
+        (
+            "listeners: [{bind: '0.0.0.0:25', kind: inbound, auth_without_tls: false}]",
+            "listeners[0].auth_without_tls: does nothing here",
+        ),
+        (
+            "\ndomains: {a.example: {return_path: b.a.example}}",
+            "m.yaml:2: domains.a.example.return_path: bounces would come to nobody: expected a listener of kind",
+        ),
+        ("tenants: {acme: {return_path: b.example}}", "tenants.acme.return_path: bounces would come to nobody"),
+        (
+            "domains: {a.example: {return_path: a.example}}\ninbound: {forward: {postmaster: ops@a.example}}",
+            "m.yaml:1: domains.a.example.return_path: is the sending domain itself",
+        ),
+        ("inbound: {complaints: [b-fbl]}", "inbound.complaints[0]: expected another name: b-, u-, srs0, srs1 begin"),
+        ("inbound: {forward: {srs0: a@b.example}}", "inbound.forward.srs0: expected another name"),
+        ("inbound: {forward: {u-turn: a@b.example}}", "inbound.forward.u-turn: expected another name"),
+        ("inbound: {dmarc_reports: [srs1+x]}", "inbound.dmarc_reports[0]: expected another name"),
+        (
+            "streams: {transactional: {unsubscribe: true}}",
+            "streams.transactional.unsubscribe: one click would stop all of it",
+        ),
+        (
+            "webhooks: {allow_private: [10.0.0.0/8]}",
+            "webhooks.allow_private[0]: '10.0.0.0/8': expected a domain name or",
+        ),
+        ("webhooks: {allow_private: ['127.1']}", "webhooks.allow_private[0]: '127.1': expected a domain name or"),
+        (
+            "sinks: {log: {kind: jsonl, directory: d, streams: [transactional, bulk]}}",
+            "m.yaml:1: sinks.log.streams[1]: there is no stream 'bulk': streams are transactional, marketing",
+        ),
         ("http: {public_url: 'http://mail.example.com'}", "http.public_url: expected https"),
         ("http: {public_url: mail.example.com}", "http.public_url: expected where the world reaches us"),
         ("inbound: {complaints: [fbl], dmarc_reports: [fbl]}", "inbound.dmarc_reports[0]: 'fbl' is here twice"),
         ("inbound: {forward: {postmaster: ops}}", "inbound.forward.postmaster: expected an address"),
-        ("routes: [{hosts: ['a:25'], provider: ses}]", "routes[0].provider: there is no provider 'ses'"),
+        (
+            "tenants: {acme: {return_path: b.example}}\ninbound: {forward: {abuse: ops@b.example}}",
+            "inbound.forward.abuse: comes back here",
+        ),
+        (
+            f"domains: {{a.example: {{return_path: {'b.' * 110}example}}}}",
+            "domains.a.example.return_path: is longer than 220",
+        ),
+        ("routes: [{hosts: ['a:25'], upstream: ses}]", "routes[0].upstream: there is no upstream 'ses'"),
         ("listeners: [{bind: 'mx.example:25'}]", "listeners[0].bind: 'mx.example' cannot be listened on"),
         ("http: {bind: '127.0.0.1:2525'}", "http.bind: 127.0.0.1:2525 is taken by listeners[0]"),
         ("tls: {certificate: c}", "m.yaml:1: tls.key: is missing: certificate and key go together"),
@@ -224,6 +267,24 @@ first_key: yes
 def test_bad_input_is_refused_with_what_is_allowed(text: str, expected: str) -> None:
     found = problems(text)
     assert any(expected in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    "who", ["listeners: [{bind: '0.0.0.0:25', kind: inbound}]", "inbound: {elsewhere: true}\nlisteners: []"]
+)
+def test_a_return_path_needs_somebody_who_listens_here_or_elsewhere(who: str) -> None:
+    found = parse(f"domains: {{a.example: {{return_path: b.a.example}}}}\n{who}")
+    assert found.domains["a.example"].return_path == "b.a.example"
+
+
+def test_a_domain_that_is_its_own_return_path_is_one_slip() -> None:
+    text = "domains: {a.example: {return_path: a.example}}\ninbound: {elsewhere: true, forward: {abuse: ops@a.example}}"
+    assert len(problems(text)) == 1
+
+
+def test_private_hosts_are_names_and_addresses() -> None:
+    found = parse("webhooks: {allow_private: [LocalHost, 127.0.0.1, '0:0::1', app.internal]}").webhooks.allow_private
+    assert found == ("localhost", "127.0.0.1", "::1", "app.internal")
 
 
 def test_reports_may_be_signed_by_a_parent_domain() -> None:

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from prometheus_client import REGISTRY
 
 from mailerd import metrics
@@ -57,3 +58,18 @@ def test_a_queue_that_has_drained_is_shown_as_empty() -> None:
     assert b'mailerd_queue_recipients{state="held",stream="transactional"} 7.0' in metrics.render()
     metrics.waiting({})
     assert b'mailerd_queue_recipients{state="held",stream="transactional"} 0.0' in metrics.render()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_gauges_of_an_endpoint_end_with_it(tmp_path: Path, shared: bool) -> None:
+    environment = {**os.environ, **({"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)} if shared else {})}
+    code = (
+        "import sys; from mailerd import metrics\n"
+        "for name in ('one', 'two'): metrics.webhook_behind(name, 3.0, 1)\n"
+        "metrics.webhook_left('one'); metrics.webhook_left('unknown')\n"
+        "sys.stdout.buffer.write(metrics.render())"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True).stdout
+    assert b'mailerd_webhook_pending{webhook="two"} 1.0' in shown
+    assert b'"one"' not in shown
+    assert b'"unknown"' not in shown

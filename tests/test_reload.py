@@ -174,6 +174,10 @@ async def test_a_worker_that_is_replaced_later_starts_with_the_new_configuration
             "routes: [{hosts: ['127.0.0.1:25'], auth: {username: me, password_file: none}}]\n",
             "mailerd.yaml:7: routes[0].auth.password_file: none cannot be read",
         ),
+        (
+            "sinks: {log: {kind: jsonl, directory: d, events: [email.opened]}}\n",
+            "mailerd.yaml:7: sinks.log.events[0]: there is no event 'email.opened'",
+        ),
     ],
 )
 async def test_a_bad_file_is_refused_and_the_old_configuration_stays(make: Make, bad: str, problem: str) -> None:

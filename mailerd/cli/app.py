@@ -11,20 +11,26 @@ import typer
 from mailerd import __version__
 from mailerd.cli import (
     check,
+    classify,
     credentials,
     dkim,
     effects,
+    events,
     explain,
     queue,
     reload,
+    reports,
     route,
     sandbox,
     search,
     send_test,
     shaping,
     sources,
+    suppressions,
     trace,
+    verdicts,
     warmup,
+    webhooks,
 )
 from mailerd.cli.failure import tell
 from mailerd.cli.options import ConfigOption, JsonOption
@@ -94,6 +100,7 @@ app.command("reload")(reload.reload)
 app.add_typer(queue.app, name="queue")
 app.command("search")(search.search)
 app.command("trace")(trace.trace)
+app.command("classify")(classify.classify)
 app.command("send-test")(send_test.send_test)
 app.command("explain")(explain.explain)
 app.command("explain-route")(route.explain_route)
@@ -101,9 +108,14 @@ app.command("warmup")(warmup.warmup)
 app.add_typer(credentials.app, name="credentials")
 app.add_typer(dkim.app, name="dkim")
 app.add_typer(effects.app, name="effects")
+app.add_typer(events.app, name="events")
+app.add_typer(reports.app, name="reports")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(shaping.app, name="shaping")
 app.add_typer(sources.app, name="sources")
+app.add_typer(suppressions.app, name="suppressions")
+app.add_typer(verdicts.app, name="verdicts")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 def run(arguments: Sequence[str]) -> int:

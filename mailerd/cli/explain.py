@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from mailerd.cli.settings import Settings
-    from mailerd.delivery.explain import Explainer
-    from mailerd.delivery.explained import Destination, EffectView, Explanation, Limit, PathView
+    from mailerd.delivery.explain import Explainer, Mail
+    from mailerd.delivery.explained import Destination, EffectView, Explanation, Limit, PathView, SuppressedView
     from mailerd.queue.waiting import WaitingView
 
 MESSAGE = "msg_"
@@ -40,14 +40,15 @@ def explain(
     pool: Annotated[
         str, typer.Option("--pool", metavar="NAME", help="Of mail of this pool; else that of the stream.")
     ] = "",
+    tenant: Annotated[str, typer.Option("--tenant", metavar="NAME", help="Of mail of this tenant.")] = "",
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say why mail waits: since when, until when, which limit or effect binds, where it is set, and what comes next.
 
     Of an address: its site, provider, TLS policy, the sources that would be tried, every limit of their paths with what
-    is used of it, and the queues of the domain. Of a message: the same for all its recipients that wait. Nothing is
-    sent or changed; while the daemon runs, its own counts are shown.
+    is used of it, the queues of the domain, and whether the address is suppressed. Of a message: the same
+    for all its recipients that wait. Nothing is sent or changed; while the daemon runs, its own counts are shown.
 
     \b
     Examples:
@@ -60,16 +61,22 @@ def explain(
     from mailerd.cli.settings import load
 
     settings = load(config)
-    explanation = asyncio.run(_explain(settings, asked, sender, stream, pool))
+    explanation = asyncio.run(_explain(settings, asked, _mail(asked, sender, stream, pool, tenant)))
     if as_json:
         print_json(plain(explanation))
     else:
         draw(console(), explanation, datetime.now(UTC))
 
 
-async def _explain(settings: "Settings", asked: str, sender: str, stream: str, pool: str) -> "Explanation":
-    from mailerd.cli.route import domain_of
+def _mail(asked: str, sender: str, stream: str, pool: str, tenant: str) -> "Mail":
     from mailerd.delivery.explain import Mail
+
+    recipient = asked if "@" in asked else f"@{asked}"
+    return Mail(sender=sender, stream=stream, pool=pool, tenant=tenant, recipient=recipient)
+
+
+async def _explain(settings: "Settings", asked: str, mail: "Mail") -> "Explanation":
+    from mailerd.cli.route import domain_of
 
     async with explainer(settings) as ask:
         if asked.startswith(MESSAGE):
@@ -77,7 +84,7 @@ async def _explain(settings: "Settings", asked: str, sender: str, stream: str, p
         if not asked.startswith("[") and "@" not in asked and OF_SITE.intersection(asked):
             return await _of_path(ask, asked)
         try:
-            found = await ask.domain(domain_of(asked), Mail(sender=sender, stream=stream, pool=pool))
+            found = await ask.domain(domain_of(asked), mail)
         except ValueError as error:
             raise typer.BadParameter(f"{error}.") from None
         if "@" not in asked and found.destinations[0].site != asked and await ask.knows_site(asked):
@@ -172,7 +179,8 @@ def draw(out: "Console", told: "Explanation", now: datetime) -> None:
     for n, destination in enumerate(told.destinations):
         if n:
             out.print("")
-        _draw_destination(out, destination, [view for view in told.waiting if view.domain == destination.domain], now)
+        waiting = [view for view in told.waiting if view.domain == destination.domain]
+        _draw_destination(out, destination, waiting, told.suppressed, now)
     for path in told.paths:
         _draw_path(out, path, now)
     missing = {view.domain for view in told.waiting} - {destination.domain for destination in told.destinations}
@@ -182,7 +190,13 @@ def draw(out: "Console", told: "Explanation", now: datetime) -> None:
         say(f"Not known: {text}.")
 
 
-def _draw_destination(out: "Console", told: "Destination", waiting: "Sequence[WaitingView]", now: datetime) -> None:
+def _draw_destination(
+    out: "Console",
+    told: "Destination",
+    waiting: "Sequence[WaitingView]",
+    suppressed: "Sequence[SuppressedView]",
+    now: datetime,
+) -> None:
     from rich.text import Text
 
     from mailerd.cli.output import clean, facts, from_now, time_of
@@ -201,6 +215,7 @@ def _draw_destination(out: "Console", told: "Destination", waiting: "Sequence[Wa
                 ("hosts", host),
                 ("provider", _placed(told.provider, told.provider_place)),
                 ("tls", _placed(told.tls, told.tls_by)),
+                ("suppressed", "" if waiting else "\n".join(map(_entry, suppressed))),
                 ("refused", f"{told.refusal.outcome}, class {told.refusal.kind}" if told.refusal else ""),
                 ("next", Text(clean(told.next + when), style="bold")),
             ]
@@ -211,7 +226,17 @@ def _draw_destination(out: "Console", told: "Destination", waiting: "Sequence[Wa
     for path in told.paths:
         _draw_path(out, path, now)
     _draw_queues(out, told, now)
-    _draw_recipients(out, waiting, now)
+    _draw_recipients(out, waiting, {each.recipient: _entry(each) for each in suppressed}, now)
+
+
+def _entry(each: "SuppressedView") -> str:
+    """Which entry, why, since and until when, and who added it."""
+    from mailerd.cli.output import time_of
+
+    scope = [f"{name} {value}" for name in ("tenant", "stream", "topic") if (value := getattr(each, name))]
+    until = f" until {time_of(each.until)}" if each.until else ""
+    parts = (f"by {each.source}", f"{time_of(each.since)}{until}", ", ".join(scope) or "all mail", each.detail)
+    return f"{each.address}, entry {each.id}: {each.reason} {', '.join(filter(None, parts))}"
 
 
 def _placed(text: str, place: str) -> str:
@@ -288,13 +313,19 @@ def _draw_queues(out: "Console", told: "Destination", now: datetime) -> None:
     out.print("", drawn)
 
 
-def _draw_recipients(out: "Console", waiting: "Sequence[WaitingView]", now: datetime) -> None:
-    from mailerd.cli.output import clean, coloured, from_now, table
+def _draw_recipients(
+    out: "Console", waiting: "Sequence[WaitingView]", suppressed: "Mapping[str, str]", now: datetime
+) -> None:
+    from mailerd.cli.listing import Listing
+    from mailerd.cli.output import clean, coloured, from_now
 
     if not waiting:
         return
-    drawn = table(("recipient", "state", "tries", "since", "next", "until", "why it waits"), numbers=("tries",))
+    columns = ("recipient", "state", "tries", "since", "next", "until", "why it waits")
+    drawn = Listing(columns, below=("why it waits", "until", "next", "since"), numbers=("tries",))
     for view in waiting:
+        reason = view.reason or ("in memory, about to be sent" if view.in_memory else view.last_reply)
+        forbidden = f"suppressed: {suppressed[view.address]}" if view.address in suppressed else ""
         drawn.add_row(
             clean(view.address),
             coloured(view.state),
@@ -302,6 +333,6 @@ def _draw_recipients(out: "Console", waiting: "Sequence[WaitingView]", now: date
             from_now(view.accepted_at, now, units=2),
             "when released" if view.state == "held" else from_now(view.due_at, now, units=2),
             from_now(view.expires_at, now, units=2),
-            clean(view.reason or ("in memory, about to be sent" if view.in_memory else view.last_reply)),
+            clean("; ".join(filter(None, (forbidden, reason)))),
         )
     out.print("", drawn)

@@ -29,10 +29,14 @@ STYLES = {
     "unknown": "yellow",
     "warning": "yellow",
     "failing": "bold red",
+    "failed": "yellow",
+    "dead": "bold red",
     "bounced": "bold red",
     "expired": "bold red",
     "cancelled": "red",
+    "suppressed": "red",
     "disabled": "red",
+    "not configured": "yellow",
 }
 
 

@@ -26,6 +26,7 @@ class SandboxGroup(TyperGroup):
 
         width = max(map(len, BEHAVIOURS))
         lines = [f"  {name + '@…':<{width + 3}} {each.about}" for name, each in BEHAVIOURS.items()]
+        lines.append("What comes back goes to the listener that sandbox.inbound names; if it names none, nothing does.")
         self.help = "\n".join([f"{self.help}\n\n\b\nIts replies follow the local part of the address:", *lines])
         super().format_help(ctx, formatter)
 
@@ -110,20 +111,22 @@ def _plain(stored: "Stored", content: bytes) -> dict[str, Any]:
 
 
 def _draw(kept: "list[Stored]", now: datetime) -> None:
-    from mailerd.cli.output import clean, console, from_now, say, table
+    from mailerd.cli.listing import Listing
+    from mailerd.cli.output import clean, console, from_now, say
 
     if not kept:
         say("The sandbox has no message yet.")
         return
-    drawn = table(("id", "received", "from", "to", "bytes", "subject"), numbers=("bytes",), whole=("id",))
+    columns = ("id", "received", "bytes", "from", "to", "subject")
+    drawn = Listing(columns, below=("subject", "to", "from"), numbers=("bytes",))
     for each in kept:
         others = f" and {len(each.recipients) - 1} more" if len(each.recipients) > 1 else ""
         drawn.add_row(
             each.id,
             from_now(each.received_at, now),
+            f"{each.size:,}",
             clean(each.sender or "<>"),
             clean(each.recipients[0] + others),
-            f"{each.size:,}",
             clean(each.subject),
         )
     console().print(drawn)

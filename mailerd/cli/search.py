@@ -22,6 +22,7 @@ class State(StrEnum):
     BOUNCED = "bounced"
     EXPIRED = "expired"
     CANCELLED = "cancelled"
+    SUPPRESSED = "suppressed"
 
 
 def search(
@@ -91,24 +92,25 @@ def _plain(summary: "MessageSummary") -> dict[str, Any]:
 def _draw(found: "list[MessageSummary]", now: datetime, limit: int) -> None:
     from rich.text import Text
 
-    from mailerd.cli.output import clean, coloured, console, from_now, say, table
+    from mailerd.cli.listing import Listing
+    from mailerd.cli.output import clean, coloured, console, from_now, say
     from mailerd.queue.ids import format_message_id
 
     if not found:
         say("No message fits.")
         return
-    columns = ("message", "accepted", "from", "to", "subject", "stream", "recipients")
-    drawn = table(columns, whole=("message", "accepted"))
+    columns = ("message", "accepted", "stream", "recipients", "from", "to", "subject")
+    drawn = Listing(columns, below=("subject", "to", "from", "recipients"))
     for summary in found:
         states = [Text.assemble(f"{count:,} ", coloured(state)) for state, count in summary.states.items()]
         drawn.add_row(
             format_message_id(summary.id),
             from_now(summary.accepted_at, now),
+            clean(summary.stream),
+            Text(", ").join(states),
             clean(summary.sender or "<>"),
             clean(summary.first_recipient) + (f" +{summary.total - 1:,} more" if summary.total > 1 else ""),
             clean(summary.subject),
-            clean(summary.stream),
-            Text(", ").join(states),
         )
     console().print(drawn)
     if len(found) == limit:

@@ -300,7 +300,7 @@ def _status(view: "MessageView", *, quiet: bool) -> int:
     states = {recipient.state for recipient in view.recipients}
     if states == {"delivered"}:
         status, words = os.EX_OK, "delivered"
-    elif states & {"bounced", "expired", "cancelled"}:
+    elif states & {"bounced", "expired", "cancelled", "suppressed"}:
         status, words = 1, "given up for at least one recipient"
     else:
         status, words = os.EX_TEMPFAIL, "not delivered yet"

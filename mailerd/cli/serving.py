@@ -47,6 +47,10 @@ def serve(config_path: Path) -> int:
     try:
         documents = read_documents(config_path, os.environ)
         settings, _ = parse_documents(documents, os.environ)
+        if settings.sinks:
+            from mailerd.feedback.sink_checks import check_sinks
+
+            check_sinks(settings.sinks, documents.path, documents.text)
     except ConfigError as error:
         return tell(error)
     logs.set_up(settings.log)

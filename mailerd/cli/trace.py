@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LOOK_EVERY = 0.2  # seconds, while following
 INDENT = 17  # columns: below the word that says what happened
+WIDTH = 13  # columns of that word and the space after it: the longest is "unsubscribed"
 
 
 def trace(
@@ -151,18 +152,21 @@ def _alike(event: "Event") -> tuple[object, ...]:
     return (event.at, event.type, *(data.get(key) for key in ("ip", "stage", "code", "text", "due_at")))
 
 
+WORDS = {"suppression.added": "suppressed", "suppression.removed": "lifted", "recipient.suppressed": "refused"}
+
+
 def _head(same: "list[Event]", accepted_at: datetime) -> "Text":
     from rich.text import Text
 
     from mailerd.cli.output import STYLES, clean
 
     event = same[0]
-    word = event.type.rpartition(".")[2]
+    word = WORDS.get(event.type) or event.type.rpartition(".")[2]
     whom = clean(event.address) + (f" and {len(same) - 1:,} more" if len(same) > 1 else "")
     return Text.assemble(
         (f"{event.at.astimezone(UTC):%H:%M:%S.%f}"[:12], "dim"),
         f" {_since(event.at, accepted_at):>8} ",
-        (f"{word:<10}", STYLES.get(word, "")),
+        (f"{word:<{WIDTH}}", STYLES.get(word, "")),
         whom,
     )
 
@@ -187,8 +191,17 @@ def _details(event: "Event") -> "Iterable[Text]":
             lines.append(_words("subject", decode_words(data.get("subject", ""))))
         case "recipient.held" | "recipient.released" | "recipient.cancelled":
             lines = [_words("by", data.get("by"))]
+        case "suppression.added" | "suppression.removed" | "recipient.suppressed":
+            scope = data.get("scope", {})
+            lines = [_words("reason", data.get("reason"), "by", data.get("source"))]
+            lines.append(_words("stream", scope.get("stream"), "topic", scope.get("topic")))
+        case "recipient.unsubscribed":
+            lines = [_words("by", data.get("source"), "topic", data.get("topic"))]
+        case "recipient.answered":
+            lines = [_words("by", data.get("kind", "").replace("_", " "), "of", data.get("reporter"))]
         case _:
-            lines = [_where(data), _what(data), _words("next attempt", _time(data.get("due_at")))]
+            lines = [_where(data), _what(data), _words("reported by", data.get("reporter"))]
+            lines.append(_words("next attempt", _time(data.get("due_at"))))
     for line in lines:
         if line:
             yield Text(clean(line))
@@ -230,10 +243,12 @@ def draw_recipients(recipients: "Sequence[RecipientView]", now: datetime, limit:
     """Where each stands; those that wait first, since they are what one looks for."""
     from rich.console import Group
 
-    from mailerd.cli.output import clean, coloured, table
+    from mailerd.cli.listing import Listing
+    from mailerd.cli.output import clean, coloured
     from mailerd.queue.views import FINAL_STATES
 
-    drawn = table(("#", "recipient", "state", "tries", "waits for, or last reply"), numbers=("#", "tries"))
+    columns = ("#", "recipient", "state", "tries", "waits for, or last reply")
+    drawn = Listing(columns, below=columns[-1:], numbers=("#", "tries"))
     for each in sorted(recipients, key=lambda each: (each.state in FINAL_STATES, each.n))[:limit]:
         drawn.add_row(
             str(each.n), clean(each.address), coloured(each.state), str(each.attempts), clean(_waits_for(each, now))
@@ -257,4 +272,4 @@ def _waits_for(recipient: "RecipientView", now: datetime) -> str:
         when = f"next attempt {from_now(recipient.due_at, now, units=2)}, {time_of(recipient.due_at)}"
     else:
         when = "due now"
-    return "\n".join(filter(None, (recipient.reason + doubt, f"{when}; {expiry}")))
+    return "; ".join(filter(None, (recipient.reason + doubt, when, expiry)))

@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,9 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)  # no slash: queues are
 BUILT_IN_PLANS = ("documents", "standard", "conservative")
 LARGEST_STAGE = 1_000_000_000
 SHORTEST_IDLE = 86_400  # seconds
+LONGEST_RETURN_PATH = 220  # characters: an address has 254 at most, and a token with its @ 34
 LOCAL_PART = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}", re.ASCII)
+TAKEN = ("b-", "u-", "srs0", "srs1")  # what the addresses begin with that we make up (delivery.personal, wire.srs)
 SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 # Durations and sizes with which nothing would work at 0.
@@ -42,10 +44,30 @@ POSITIVE = (
 
 
 def check_names(config: Config) -> Findings:
-    for section in ("sources", "pools", "streams", "sinks", "providers"):
+    for section in ("sources", "pools", "streams", "sinks", "upstreams"):
         for name in getattr(config, section):
             if not NAME.fullmatch(name):
                 yield (section, name), "expected a name of a-z, 0-9, - and _, at most 63 characters"
+
+
+def check_sinks(config: Config) -> Findings:
+    for name, sink in config.sinks.items():
+        place = ("sinks", name)
+        if sink.kind == "jsonl" and sink.directory is None:
+            yield place, "expected directory: where its files stand"
+        if sink.kind == "jsonl" and (sink.rotate_size <= 0 or sink.rotate_every <= 0):
+            yield place, "expected rotate_size and rotate_every above 0"
+        if sink.kind == "kafka" and not sink.servers:
+            yield place, "expected servers: where to find the brokers"
+        if sink.kind == "amqp" and (sink.url is None) == (sink.url_file is None):
+            yield place, "expected either url or url_file"
+        if sink.kind == "nats" and not sink.servers and sink.url_file is None:
+            yield place, "expected servers or url_file"
+        if (sink.username is None) != (sink.password_file is None):
+            yield place, "expected username and password_file, or neither"
+        for index, stream in enumerate(sink.streams):
+            if stream not in config.streams:
+                yield (*place, "streams", index), f"there is no stream {stream!r}: {_known('streams', config.streams)}"
 
 
 def check_hostname(config: Config) -> Findings:
@@ -144,6 +166,9 @@ def check_streams(config: Config) -> Findings:
             yield ("streams", name, "pool"), f"there is no pool {stream.pool!r}: {_known('pools', config.pools)}"
         if stream.expires <= 0:
             yield ("streams", name, "expires"), "expected longer than 0"
+        if name == "transactional" and stream.unsubscribe:
+            text = "one click would stop all of it: leave it out; messages that have a topic may ask for it"
+            yield ("streams", name, "unsubscribe"), text
 
 
 def check_listeners(config: Config) -> Findings:
@@ -154,8 +179,6 @@ def check_listeners(config: Config) -> Findings:
 
 def _listener_findings(listener: Listener, *, has_certificate: bool) -> Iterator[tuple[str, str]]:
     if listener.kind == "inbound":
-        if listener.trusted:
-            yield "trusted", "does nothing here: nobody submits to an inbound listener"
         if listener.starttls == "required" and not has_certificate:
             yield "starttls", "required needs tls.certificate and tls.key"
         return
@@ -179,6 +202,14 @@ def _listener_findings(listener: Listener, *, has_certificate: bool) -> Iterator
         yield "auth_without_tls", "does nothing where TLS is always on: leave it out"
 
 
+def check_given(config: Config, given: Collection[Place]) -> Findings:
+    """What stands in the file, as its default may, and does nothing. `given`: the places of all that does."""
+    for index, listener in enumerate(config.listeners):
+        for key in ("auth", "trusted", "auth_without_tls"):
+            if listener.kind == "inbound" and ("listeners", index, key) in given:
+                yield ("listeners", index, key), "does nothing here: nobody submits to an inbound listener"
+
+
 def check_binds(config: Config) -> Findings:
     seen: dict[Endpoint, str] = {}
     for place, bind in _binds(config):
@@ -187,6 +218,19 @@ def check_binds(config: Config) -> Findings:
         if bind.port and bind in seen:
             yield place, f"{bind} is taken by {seen[bind]}"
         seen.setdefault(bind, f"{place[0]}[{place[1]}]" if place[0] == "listeners" else str(place[0]))
+
+
+def check_sandbox(config: Config) -> Findings:
+    """Its answers are what anybody may send to an inbound listener: they go nowhere else."""
+    inbound = config.sandbox.inbound
+    if inbound is None:
+        return
+    listening = [each.bind for each in config.listeners if each.kind == "inbound"]
+    if inbound not in listening:
+        known = ", ".join(map(str, listening)) or "none"
+        yield ("sandbox", "inbound"), f"expected an inbound listener of ours: there is {known}"
+    if config.sandbox.bind is None:
+        yield ("sandbox", "inbound"), "does nothing without sandbox.bind"
 
 
 def _binds(config: Config) -> Iterator[tuple[Place, Endpoint]]:
@@ -230,6 +274,8 @@ def check_inbound(config: Config) -> Findings:
             place = ("inbound", key, name if key == "forward" else index)
             if not LOCAL_PART.fullmatch(name):
                 yield place, "expected the part before the @, in lower case, such as fbl"
+            elif name.startswith(TAKEN):
+                yield place, "expected another name: " + ", ".join(TAKEN) + " begin addresses that we make up"
             elif name in seen:
                 yield place, f"{name!r} is here twice"
             seen.add(name)
@@ -237,13 +283,40 @@ def check_inbound(config: Config) -> Findings:
         yield from _address_findings(("inbound", "forward", name), address)
 
 
-def check_routes_providers(config: Config) -> Findings:
+def check_return_paths(config: Config) -> Findings:
+    """Bounces have to fit an address and come to somebody, and what goes on must not come back here."""
+    heard = config.inbound.elsewhere or any(listener.kind == "inbound" for listener in config.listeners)
+    ours: set[str] = set()
+    for section in ("domains", "tenants"):
+        for name, settings in getattr(config, section).items():
+            place: Place = (section, name, "return_path")
+            if settings.return_path is None:
+                continue
+            if section == "domains" and settings.return_path == name:
+                text = "is the sending domain itself, whose MX would have to be ours"
+                yield place, f"{text}: expected one for this alone, such as bounce.{name}"
+                continue
+            ours.add(settings.return_path)
+            if len(settings.return_path) > LONGEST_RETURN_PATH:
+                yield place, f"is longer than {LONGEST_RETURN_PATH}: its addresses would be too long for mail"
+            if not heard:
+                text = "bounces would come to nobody: expected a listener of kind inbound"
+                yield place, f"{text}, or inbound.elsewhere: true where another node has it"
+    for name, address in config.inbound.forward.items():
+        if address.rpartition("@")[2] in ours:
+            yield ("inbound", "forward", name), "comes back here: expected an address at another host"
+
+
+def check_upstreams(config: Config) -> Findings:
+    for name, upstream in config.upstreams.items():
+        if (upstream.key is None) == (upstream.key_file is None):
+            yield ("upstreams", name), "expected either key or key_file: without it anybody could report"
     for index, route in enumerate(config.routes):
-        if route.provider is not None and route.provider not in config.providers:
-            known = _known("providers", config.providers)
-            yield ("routes", index, "provider"), f"there is no provider {route.provider!r}: {known}"
-        if route.provider is not None and not route.hosts:
-            yield ("routes", index, "provider"), "needs hosts: those of the provider"
+        if route.upstream is not None and route.upstream not in config.upstreams:
+            known = _known("upstreams", config.upstreams)
+            yield ("routes", index, "upstream"), f"there is no upstream {route.upstream!r}: {known}"
+        if route.upstream is not None and not route.hosts:
+            yield ("routes", index, "upstream"), "needs hosts: those of the service"
 
 
 def check_tls(config: Config) -> Findings:
@@ -363,7 +436,8 @@ def _known(what: str, names: Iterable[str]) -> str:
 
 # Each with the top-level keys it reads: it is left out when one of them could not be read.
 CHECKS: tuple[tuple[frozenset[str], Callable[[Config], Findings]], ...] = (
-    (frozenset({"sources", "pools", "streams", "sinks", "providers"}), check_names),
+    (frozenset({"sources", "pools", "streams", "sinks", "upstreams"}), check_names),
+    (frozenset({"sinks", "streams"}), check_sinks),
     (frozenset({"hostname"}), check_hostname),
     (frozenset({"data_dir"}), check_data_dir),
     (frozenset({"database"}), check_database),
@@ -375,9 +449,11 @@ CHECKS: tuple[tuple[frozenset[str], Callable[[Config], Findings]], ...] = (
     (frozenset({"streams", "pools"}), check_streams),
     (frozenset({"listeners", "tls"}), check_listeners),
     (frozenset({"listeners", "http", "sandbox"}), check_binds),
+    (frozenset({"listeners", "sandbox"}), check_sandbox),
     (frozenset({"http"}), check_public_url),
     (frozenset({"inbound"}), check_inbound),
-    (frozenset({"routes", "providers"}), check_routes_providers),
+    (frozenset({"domains", "tenants", "inbound", "listeners"}), check_return_paths),
+    (frozenset({"routes", "upstreams"}), check_upstreams),
     (frozenset({"tls"}), check_tls),
     (frozenset({"resolver"}), check_resolver),
     (frozenset({"routes", "streams", "pools"}), check_routes),

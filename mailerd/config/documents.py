@@ -18,11 +18,13 @@ from mailerd.config.places import dotted, line_in
 from mailerd.config.reader import parse
 from mailerd.config.shaping import ShapingRules, parse_shaping, read_shaping
 from mailerd.config.tree import Config
+from mailerd.config.verdicts import VerdictRules, parse_verdicts, read_verdicts
 from mailerd.errors import ConfigError, ConfigProblem
 
 
 class Documents(Struct, frozen=True):
-    """`path` is the configuration file as it was named; `shaping` has the texts of `shaping.files`, in their order.
+    """`path` is the configuration file as it was named; `shaping` has the texts of `shaping.files`, in their order,
+    and `verdicts` those of `verdicts.files`; none: those that ship with mailerd.
 
     `keys` has the certificate, its key and the DKIM keys, as far as they can be read: who needs another one reads it,
     and says what is wrong with it.
@@ -32,6 +34,7 @@ class Documents(Struct, frozen=True):
     text: str
     shaping: dict[str, str]  # under the names that problems and explanations give
     keys: dict[str, bytes] = {}  # by path, a DKIM key by that in data_dir
+    verdicts: dict[str, str] = {}
 
 
 def read_documents(path: Path | str, environ: Mapping[str, str]) -> Documents:
@@ -46,13 +49,23 @@ def read_documents(path: Path | str, environ: Mapping[str, str]) -> Documents:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError([ConfigProblem(str(path), 0, "file", f"cannot be read: {reason}")]) from None
     config = _config(Documents(str(path), text, {}), environ)
-    shaping = read_shaping(config.shaping.files, path.parent, named_in=(str(path), text))
-    return Documents(str(path), text, shaping, _read_keys(config))
+    named_in = str(path), text
+    shaping = read_shaping(config.shaping.files, path.parent, named_in)
+    verdicts = read_verdicts(config.verdicts.files, path.parent, named_in)
+    return Documents(str(path), text, shaping, _read_keys(config), verdicts)
 
 
 def parse_documents(documents: Documents, environ: Mapping[str, str]) -> tuple[Config, ShapingRules]:
-    """The configuration, as `load` gives it, and the shaping rules. Raises `ConfigError` with every problem."""
-    return _config(documents, environ), parse_shaping(documents.shaping)
+    """The configuration, as `load` gives it, and the shaping rules. Raises `ConfigError` with every problem.
+
+    The verdict rules are checked too: who needs them has `parse_verdicts`.
+    """
+    config, shaping, _ = _parsed(documents, environ)
+    return config, shaping
+
+
+def _parsed(documents: Documents, environ: Mapping[str, str]) -> tuple[Config, ShapingRules, VerdictRules]:
+    return _config(documents, environ), parse_shaping(documents.shaping), parse_verdicts(documents.verdicts)
 
 
 def _read_keys(config: Config) -> dict[str, bytes]:
@@ -69,6 +82,7 @@ class InForce(NamedTuple):
     config: Config
     rules: ShapingRules
     postponed: list[str]  # keys whose values in the documents need a restart
+    verdicts: VerdictRules
 
 
 def parse_reloaded(started: Documents, documents: Documents, environ: Mapping[str, str]) -> InForce:
@@ -77,7 +91,7 @@ def parse_reloaded(started: Documents, documents: Documents, environ: Mapping[st
     Equal in every process of the daemon, whenever it asks. Raises `ConfigError`, also when what cannot change before a
     restart does not go together with what can.
     """
-    wanted, rules = parse_documents(documents, environ)
+    wanted, rules, verdicts = _parsed(documents, environ)
     config = attainable(_config(started, environ), wanted)
     problems = [
         ConfigProblem(documents.path, line_in(documents.text, key), key, f"{message}; restart mailerd instead")
@@ -87,7 +101,7 @@ def parse_reloaded(started: Documents, documents: Documents, environ: Mapping[st
     ]
     if problems:  # of what stays and what is new together: the documents alone are good
         raise ConfigError(problems)
-    return InForce(config, rules, changed(config, wanted))
+    return InForce(config, rules, changed(config, wanted), verdicts)
 
 
 def _config(documents: Documents, environ: Mapping[str, str]) -> Config:

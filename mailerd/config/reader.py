@@ -16,7 +16,7 @@ import msgspec
 import yaml
 from msgspec import inspect as types
 
-from mailerd.config.checks import CHECKS, Place
+from mailerd.config.checks import CHECKS, Place, check_given
 from mailerd.config.places import dotted
 from mailerd.config.tree import Config
 from mailerd.config.values import PARSERS, FilePath, parse_hostname
@@ -78,10 +78,12 @@ class TreeReader:
         self._parsers = parsers
         self._broken: set[str] = set()  # top-level keys with problems: no cross check looks at them
 
-    def compose(self, text: str) -> yaml.Node | None:
+    def compose(self, text: str, *, ours: bool = False) -> yaml.Node | None:
+        """The nodes of a text. `ours`: it ships with mailerd, so libyaml may read it, which deep nesting can crash."""
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if ours else yaml.SafeLoader
         try:
             # Loader, not safe_load: nodes carry lines, and no Python object is ever built from a tag.
-            return yaml.compose(text, Loader=yaml.SafeLoader)
+            return yaml.compose(text, Loader=loader)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 0
             message = ", ".join(part for part in (error.context, error.problem) if part)
@@ -174,7 +176,7 @@ class TreeReader:
         text = node.value if isinstance(node, yaml.ScalarNode) else None
         if text is None or _is_null(node) or node.tag not in TAGS:
             text = None  # every parser below refuses None in its own words
-        plain = text if getattr(node, "style", None) is None else None
+        plain = text if not getattr(node, "style", None) else None
         if isinstance(wanted, types.BoolType):
             if plain not in ("true", "false"):
                 raise ValueError("expected true or false")
@@ -268,6 +270,9 @@ class _ConfigReader(TreeReader):
             if not broken & sections:
                 for place, message in check(config):
                     self.problem(place, message)
+        if "listeners" not in broken:
+            for place, message in check_given(config, self.lines):
+                self.problem(place, message)
 
     def problem(self, place: Place, message: str, *, line: int | None = None) -> Any:
         if place not in self._overridden:
@@ -302,7 +307,7 @@ def _near(name: str, allowed: Any) -> str:
 
 
 def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in NULLS
+    return isinstance(node, yaml.ScalarNode) and not node.style and node.value in NULLS
 
 
 def _line(node: yaml.Node) -> int:

@@ -15,6 +15,7 @@ from mailerd.config.values import (
     Duration,
     Endpoint,
     FilePath,
+    Host,
     Hostname,
     IpAddress,
     NameServer,
@@ -40,7 +41,7 @@ class Listener(Node, frozen=True):
     bind: Endpoint
     kind: Literal["submission", "submissions", "inbound"] = "submission"
     starttls: Literal["off", "optional", "required"] = "optional"
-    auth: Literal["required", "optional", "trusted"] = "required"
+    auth: Literal["required", "optional", "trusted"] = "required"  # nothing of it is for inbound
     trusted: tuple[Network, ...] = ()  # networks that may submit without AUTH, when auth is trusted or optional
     auth_without_tls: bool = False  # take passwords in clear from other machines too
     name: str = ""  # the FileDescriptorName of a systemd socket unit, when the socket is handed over
@@ -154,7 +155,7 @@ class RouteRule(Node, frozen=True):
     tls: Literal["none", "opportunistic", "required", "verify", "implicit"] = "opportunistic"
     tls_minimum: Literal["TLSv1.2", "TLSv1.3"] | None = None  # null: delivery.tls_minimum
     auth: RouteAuth | None = None
-    provider: str | None = None  # whose events about this mail come back by HTTP (providers)
+    upstream: str | None = None  # whose events about this mail come back by HTTP (upstreams)
 
 
 class Stream(Node, frozen=True):
@@ -187,6 +188,7 @@ class Inbound(Node, frozen=True):
     dmarc_reports: tuple[str, ...] = ("dmarc",)  # the rua of DMARC records
     tls_reports: tuple[str, ...] = ("tlsrpt",)  # the rua of TLSRPT records
     forward: dict[str, str] = {}  # postmaster: ops@example.com
+    elsewhere: bool = False  # none of our listeners need be inbound: another node's takes what comes back
     max_size: Size = Size(10_000_000)
 
 
@@ -202,7 +204,9 @@ class Suppression(Node, frozen=True):
 class Webhooks(Node, frozen=True):
     """How applications are told."""
 
-    allow_private: tuple[Hostname, ...] = ()  # hosts of endpoints that may have loopback and private addresses
+    # Hosts of endpoints that may have loopback and private addresses. They may be posted to without TLS: `host` at 80,
+    # 443 and from 1024 on, `host:port` at that port.
+    allow_private: tuple[Host, ...] = ()
     timeout: Duration = Duration(15)
     connections: Annotated[int, Meta(ge=1, le=100)] = 4  # at once, to one endpoint
     log: Duration = Duration(7 * 86_400)  # how long deliveries are remembered
@@ -227,8 +231,8 @@ class Sink(Node, frozen=True):
     password_file: FilePath | None = None
 
 
-class Provider(Node, frozen=True):
-    """A service that relays mail for us and reports by HTTP to /api/v1/providers/NAME."""
+class Upstream(Node, frozen=True):
+    """A service that relays mail for us and reports by HTTP to /api/v1/upstreams/NAME/events."""
 
     kind: Literal["ses", "sendgrid", "mailgun", "postmark"]
     # ses: the ARN of the topic; sendgrid: its public key; mailgun: the signing key; postmark: user:password
@@ -274,6 +278,10 @@ class Shaping(Node, frozen=True):
     files: tuple[FilePath, ...] = (FilePath("builtin"),)  # later ones win; builtin: config/shaping.yaml as shipped
 
 
+class Verdicts(Node, frozen=True):
+    files: tuple[FilePath, ...] = (FilePath("builtin"),)  # later ones win; builtin: config/verdicts.yaml as shipped
+
+
 class TlsReports(Node, frozen=True):
     """Daily reports about TLS to the domains that ask for them (RFC 8460)."""
 
@@ -298,6 +306,7 @@ class Sandbox(Node, frozen=True):
 
     bind: Endpoint | None = None  # null: off
     keep: Annotated[int, Meta(ge=1, le=100_000)] = 1_000  # messages
+    inbound: Endpoint | None = None  # the listener of ours to which its bounces and complaints go; null: it has none
 
 
 class Config(Node, frozen=True):
@@ -330,10 +339,11 @@ class Config(Node, frozen=True):
     suppression: Suppression = Suppression()
     webhooks: Webhooks = Webhooks()
     sinks: dict[str, Sink] = {}
-    providers: dict[str, Provider] = {}
+    upstreams: dict[str, Upstream] = {}
     smtp: Smtp = Smtp()
     delivery: Delivery = Delivery()
     shaping: Shaping = Shaping()
+    verdicts: Verdicts = Verdicts()
     tls_reports: TlsReports = TlsReports()
     retention: Retention = Retention()
     sandbox: Sandbox = Sandbox()

@@ -7,6 +7,7 @@ reader looks a type up in.
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import date
 from typing import Any
 
@@ -55,6 +56,12 @@ class Endpoint(Struct, frozen=True):
 
 class Hostname(str):
     """A domain name in lower case and A-labels: `mail.example.com`; U-labels in the file are converted."""
+
+    __slots__ = ()
+
+
+class Host(str):
+    """A name or an address: `app.example.com`, `localhost`, `10.1.2.3`, `::1`, or that with a port, `[::1]:8080`."""
 
     __slots__ = ()
 
@@ -196,6 +203,23 @@ def parse_hostname(text: str) -> Hostname:
     return Hostname(name)
 
 
+def parse_host(text: str) -> Host:
+    with suppress(ValueError):
+        return Host(ipaddress.ip_address(text))
+    host, _, port = text.rpartition(":")
+    if host and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536:
+        bracketed = host.startswith("[") and host.endswith("]")
+        with suppress(ValueError):
+            address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+            if (address.version == 6) == bracketed:
+                return Host(f"[{address}]:{int(port)}" if bracketed else f"{address}:{int(port)}")
+        with suppress(ValueError):
+            return Host(f"{parse_hostname(host)}:{int(port)}")
+    with suppress(ValueError):
+        return Host(parse_hostname(text))
+    raise ValueError("expected a domain name or an address, such as app.example.com, 10.1.2.3, ::1 or localhost:8080")
+
+
 def parse_domain_pattern(text: str) -> DomainPattern:
     if text == "*":
         return DomainPattern(text)
@@ -283,6 +307,7 @@ PARSERS: Mapping[type, Callable[[str], Any]] = {
     ByteRate: parse_byte_rate,
     Endpoint: parse_endpoint,
     Hostname: parse_hostname,
+    Host: parse_host,
     DomainPattern: parse_domain_pattern,
     IpAddress: parse_ip_address,
     Network: parse_network,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
+from asyncpg import LockNotAvailableError
 
 from mailerd import db
 from mailerd.assignment import Assignment
@@ -29,7 +30,7 @@ from mailerd.daemon.service import Service
 from mailerd.daemon.sockets import Sockets, open_sockets
 from mailerd.daemon.workers import Workers
 from mailerd.db.embedded import EmbeddedPostgres
-from mailerd.db.migrate import drop_event_partitions, ensure_event_partitions, migrate
+from mailerd.db.migrate import continue_order, drop_event_partitions, ensure_event_partitions, migrate
 from mailerd.errors import DatabaseError
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Daemon:
         self._data_dir = DataDir(Path(config.data_dir))
         self._sockets = Sockets()
         self._postgres: EmbeddedPostgres | None = None
+        self._url = ""  # of the database, once it runs
         self._pool: db.Pool | None = None
         self._node_lock: NodeLock | None = None
         self._ledger: FileIO | None = None
@@ -114,7 +116,7 @@ class Daemon:
 
     async def _start(self) -> None:
         self._service.status("starting the database")
-        url = await self._start_database()
+        self._url = url = await self._start_database()
         await self._migrate(url)
         await self._hold_node(url)
         self._pool = await db.connect_pool(url, min=0, max=1, idle=10.0)
@@ -143,7 +145,11 @@ class Daemon:
     async def _migrate(self, url: str) -> None:
         async with db.connected(url, patience=db.PATIENCE) as connection:
             await migrate(connection)
-            await ensure_event_partitions(connection, datetime.now(UTC))
+            await continue_order(connection)
+            try:
+                await ensure_event_partitions(connection, datetime.now(UTC))
+            except LockNotAvailableError as error:  # somebody reads for long; until they are made, `events_rest` does
+                log.warning("events.partitions_awaited", error=str(error))
 
     async def _hold_node(self, url: str) -> None:
         self._node_lock = NodeLock(url, self._data_dir.node())
@@ -184,7 +190,9 @@ class Daemon:
             return
         from mailerd.sandbox import Sandbox  # only who tries things out pays for it
 
-        self._sandbox = Sandbox(self._config.sandbox, self._data_dir.path / "sandbox")
+        names = self._config.inbound.complaints
+        feedback = f"{names[0]}@{self._config.hostname}" if names else ""
+        self._sandbox = Sandbox(self._config.sandbox, self._data_dir.path / "sandbox", feedback=feedback)
         try:
             await self._sandbox.start()
         except OSError as error:
@@ -279,9 +287,10 @@ class Daemon:
             try:
                 if self._postgres is not None:
                     await self._postgres.turn_log_over()
-                if loop.time() >= partitions_at and self._pool is not None:
+                if loop.time() >= partitions_at:
                     now, kept = datetime.now(UTC), timedelta(seconds=self._reloader.config.retention.events)
-                    async with self._pool.acquire() as connection:
+                    # Of its own: it may wait long for a lock, and nobody who needs the pool should.
+                    async with db.connected(self._url) as connection:
                         await ensure_event_partitions(connection, now)
                         await drop_event_partitions(connection, now - kept)
                     partitions_at = loop.time() + PARTITIONS_EVERY

@@ -1,4 +1,4 @@
-"""The files that a configuration names besides those it is made of: certificate, keys, passwords. Are they any good?"""
+"""What a configuration needs besides the files it is made of: certificate, keys, passwords, clients of brokers."""
 
 import ssl
 from collections.abc import Iterator, Mapping
@@ -14,12 +14,17 @@ def check_files(config: Config, documents: Documents) -> None:
     """Load all that a worker would load. Raises `ConfigError` with every problem; `config` is that of the documents."""
     # Not in the memory of a main process that is never told to reload.
     from mailerd.delivery.identity import Identity
+    from mailerd.feedback.sink_checks import check_sinks
 
     problems = [*_tls_problems(config.tls, documents.keys), *_password_problems(config)]
-    try:
-        Identity(config, documents.keys)
-    except ConfigError as error:
-        problems += error.problems
+    for check in (
+        lambda: Identity(config, documents.keys),
+        lambda: check_sinks(config.sinks, documents.path, documents.text),
+    ):
+        try:
+            check()
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError([_placed(problem, documents) for problem in problems])
 

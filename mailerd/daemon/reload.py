@@ -108,7 +108,7 @@ class Reloader:
 
 def _changed_files(old: Documents, new: Documents) -> list[str]:
     """The names of the files with other contents, besides the configuration itself."""
-    before, after = old.shaping | old.keys, new.shaping | new.keys
+    before, after = old.shaping | old.verdicts | old.keys, new.shaping | new.verdicts | new.keys
     return [name for name in before | after if before.get(name) != after.get(name)]
 
 

@@ -1,10 +1,12 @@
 """The schema: numbered SQL files, each applied once, in order, and the monthly partitions of `events`."""
 
+import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
@@ -20,6 +22,12 @@ LOCK = 0x6D61696C  # of every change of the schema, all nodes together
 FILE = re.compile(r"(?P<version>\d{4})_(?P<name>\w+)\.sql")
 PARTITION = re.compile(r"events_[0-9]{4}_[0-9]{2}")
 MONTHS = 3  # of partitions kept ready: this one and the next two
+# All writers of events wait behind somebody who waits for their table: not for long, and rather more often.
+LOCK_TIMEOUT = "200ms"
+TRIES = 20
+TRY_AGAIN = 1.0  # seconds
+SPARED = timedelta(days=7)  # a month that a follower is still reading, counted from its last step
+ERA_BITS = 40  # of transaction numbers within one era: a trillion
 
 TABLE = """
     CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -106,24 +114,53 @@ def _check(applied: dict[int, str], known: Sequence[Migration]) -> None:
             )
 
 
+async def continue_order(connection: Connection) -> bool:
+    """See that new events stand behind all others, also when the database came from a dump of another cluster.
+
+    Whether it did. Call at start, before anything is written.
+    """
+    async with connection.transaction():
+        await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})", timeout=None)
+        row = await connection.fetchrow(
+            "SELECT greatest((SELECT max(txid) FROM events), (SELECT max(txid) FROM followers),"
+            " (SELECT max(txid) FROM webhooks), (SELECT max(txid) FROM webhook_replays), 0) AS last, "
+            "pg_snapshot_xmax(pg_current_snapshot())::text::bigint + events_era() AS next"
+        )
+        assert row is not None
+        if row["last"] < row["next"]:
+            return False
+        era = ((row["last"] >> ERA_BITS) + 1) << ERA_BITS
+        await connection.execute(
+            "CREATE OR REPLACE FUNCTION events_era() RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE "
+            f"AS 'SELECT {era}::bigint'"
+        )
+    log.warning("events.continued", era=era >> ERA_BITS, reason="the database was restored into another cluster")
+    return True
+
+
 async def ensure_event_partitions(connection: Connection, now: datetime) -> list[str]:
     """Have a partition of `events` for the month of `now` and the next two; the names of those made.
 
-    Events that `events_rest` caught for such a month move into it. Call at start and daily.
+    Events that `events_rest` caught for such a month move into it. Call at start and daily. Waits for a long reader of
+    events without holding up others; raises `LockNotAvailableError` when it does not end.
     """
     made = []
     for offset in range(MONTHS):
         first, next_first = _month(now, offset), _month(now, offset + 1)
-        async with connection.transaction():
-            await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})", timeout=None)
-            name = f"events_{first:%Y_%m}"
-            if await connection.fetchval("SELECT to_regclass($1)", name) is None:
-                await _make_partition(connection, name, first, next_first)
-                made.append(name)
+        name = f"events_{first:%Y_%m}"
+        if not await _exists(connection, name):
+            await _soon(connection, partial(_make_partition, connection, name, first, next_first))
+            made.append(name)
     return made
 
 
+async def _exists(connection: Connection, table: str) -> bool:
+    return await connection.fetchval("SELECT to_regclass($1)", table) is not None
+
+
 async def _make_partition(connection: Connection, name: str, first: datetime, next_first: datetime) -> None:
+    if await _exists(connection, name):  # another node was faster
+        return
     await connection.execute("LOCK TABLE events_rest IN ACCESS EXCLUSIVE MODE")  # nothing falls in while we move
     await connection.execute(f"CREATE TABLE {name} (LIKE events INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
     await connection.execute(
@@ -139,17 +176,61 @@ async def _make_partition(connection: Connection, name: str, first: datetime, ne
 
 
 async def drop_event_partitions(connection: Connection, before: datetime) -> list[str]:
-    """Drop the months of `events` that ended before that time; the names of those dropped."""
+    """Drop the months of `events` that ended before that time; the names of those dropped.
+
+    A month that somebody who follows events has not read yet stays while that follower moves on, and for a week after
+    its last step. Then it goes all the same: a follower that is gone, or stuck, for longer than the retention of events
+    loses what it has not read, and the log says so. Nobody who writes events waits for this for longer than
+    `LOCK_TIMEOUT`; raises `LockNotAvailableError` when a long reader does not end.
+    """
     rows = await connection.fetch(
         "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = 'events'::regclass"
     )
     dropped = []
     for name in sorted(row["relname"] for row in rows):
-        if PARTITION.fullmatch(name) and name < f"events_{before:%Y_%m}":
-            await connection.execute(f"DROP TABLE {name}")
-            log.info("events.dropped", partition=name)
-            dropped.append(name)
+        if not PARTITION.fullmatch(name) or name >= f"events_{before:%Y_%m}":
+            continue
+        unread = await _unread_by(connection, name)
+        if spared := [follower for follower, alive in unread if alive]:
+            log.warning("events.spared", partition=name, unread_by=spared)
+            continue
+        if unread:
+            log.error("events.dropped_unread", partition=name, lost_by=[follower for follower, _ in unread])
+        await _soon(connection, partial(_drop, connection, name))
+        log.info("events.dropped", partition=name)
+        dropped.append(name)
     return dropped
+
+
+async def _drop(connection: Connection, partition: str) -> None:
+    # Not DETACH ... CONCURRENTLY: that is not for a table with a default partition.
+    await connection.execute(f"DROP TABLE IF EXISTS {partition}")
+
+
+async def _unread_by(connection: Connection, partition: str) -> list[tuple[str, bool]]:
+    """The followers that have not read it to its end, and whether each has moved on lately."""
+    rows = await connection.fetch(
+        f"SELECT name, moved_at > now() - $1::interval AS alive FROM followers "
+        f"WHERE EXISTS (SELECT FROM {partition} AS e WHERE (e.txid, e.seq) > (followers.txid, followers.seq)) "
+        "ORDER BY name",
+        SPARED,
+    )
+    return [(row["name"], row["alive"]) for row in rows]
+
+
+async def _soon(connection: Connection, change: Callable[[], Awaitable[None]]) -> None:
+    """Make a change of the table in a transaction that does not wait long for its locks, but is tried again."""
+    for left in reversed(range(TRIES)):
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})", timeout=None)
+                await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+                return await change()
+        except asyncpg.LockNotAvailableError:
+            if not left:
+                raise
+        await asyncio.sleep(TRY_AGAIN)
+    return None
 
 
 def _month(now: datetime, offset: int) -> datetime:

@@ -32,6 +32,7 @@ from mailerd.delivery.verdict import Kind, Verdict, local_verdict, network_verdi
 from mailerd.queue.commit import LOST
 from mailerd.queue.ids import format_message_id
 from mailerd.queue.mail import Queue, queue_of
+from mailerd.queue.screening import SlowDatabaseError
 from mailerd.queue.workers import FENCE
 
 log = structlog.get_logger()
@@ -45,10 +46,11 @@ BLOCK_MOST = 900.0
 TURN = 10  # jobs of a session before another destination of its path may have the connection
 OPEN_AGAIN = 10.0  # seconds until another connection is tried after a host refused one beside those it has
 AFTER_CRASH = timedelta(minutes=5)
+AFTER_SLOW = timedelta(seconds=30)
 OTHERS_WAIT = "others have waited longer for a connection"
 CRASHED = "internal error; see the log"
 
-Key = tuple[str, TlsPolicy, bool, str, str]
+Key = tuple[str, TlsPolicy, bool, str, str, str]
 
 
 @dataclass(eq=False, slots=True)
@@ -86,7 +88,7 @@ class Destination:
 
 
 def key_of(route: Route, source: Source, provider: str) -> Key:
-    return (route.site, route.tls, route.auth is not None, source.name, provider)
+    return (route.site, route.tls, route.auth is not None, route.upstream, source.name, provider)
 
 
 class Back(Protocol):
@@ -158,7 +160,8 @@ class Sessions:
 
     def add(self, destination: Destination, job: Job) -> None:
         """Send this as soon as may be."""
-        most = 1 if self._attempts.alone(job.message) else self._traffic.recipients_per_transaction(destination.path)
+        alone = self._attempts.alone(job.message, destination.route)
+        most = 1 if alone else self._traffic.recipients_per_transaction(destination.path)
         last = destination.line.last_of(job)
         if (
             last is not None
@@ -319,7 +322,9 @@ class Sessions:
 
     async def _use(self, destination: Destination, session: Session) -> None:
         host, source = session.host, destination.source
-        where = Where(destination.route.site, host.name, host.address, source.name, session.tls)
+        where = Where(
+            destination.route.site, host.name, host.address, source.name, session.tls, destination.route.upstream
+        )
         jobs = 0
         while (
             session.alive
@@ -345,7 +350,12 @@ class Sessions:
         if most is not None and len(job.recipients) > most:  # RFC 9422: the host takes fewer
             destination.line.push_back(Job(job.message, job.recipients[most:]))
             job = Job(job.message, job.recipients[:most])
-        results = await self._attempts.run(session, job, where)
+        try:
+            results = await self._attempts.run(session, job, where)
+        except SlowDatabaseError as error:
+            self._traffic.not_sent(path, admitted)
+            self._back.put_back([job], self._clock() + AFTER_SLOW, str(error))
+            return
         self._traffic.not_sent(path, admitted - len(results or ()))  # expired, over what the host takes, or not asked
         if results is None:
             destination.line.push_back(job)

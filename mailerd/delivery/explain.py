@@ -31,10 +31,12 @@ from mailerd.delivery.explained import (
     PathView,
     Refusal,
     Rule,
+    SuppressedView,
     Target,
     Waiting,
     WaitingQueue,
     effect_view,
+    suppressed_view,
 )
 from mailerd.delivery.grants import Grants, GrantStore
 from mailerd.delivery.ledger import Ledger, Record
@@ -48,6 +50,7 @@ from mailerd.delivery.verdict import Outcome
 from mailerd.delivery.warmup_budgets import WarmUps, WarmUpStore
 from mailerd.queue.control import Selection
 from mailerd.queue.mail import Queue
+from mailerd.queue.suppression import SuppressionStore, Wanted
 from mailerd.queue.trace import TraceStore
 from mailerd.queue.views import QueueView
 from mailerd.queue.waiting import WaitingStore, WaitingView
@@ -56,6 +59,9 @@ from mailerd.wire.address import domain_to_ascii
 MOST_RECIPIENTS = 1_000  # of a message that are shown
 MOST_DOMAINS = 20  # of a message that are explained: each may have to ask DNS
 MOST_QUEUES = 20
+TENANT = "default"  # whose mail is meant when nobody says
+REFUSED = "it would be refused: {told}"
+GIVEN_UP = "no attempt, it would be given up when it is due: {told}"
 LATELY = 60.0  # seconds since the last message in which the rate of a path says something
 BY_DOMAIN = "providers that are told by the recipient's domain: ask for an address instead of a path"
 NOT_HERE = "what this node has open and has sent lately is unknown: {reason}"
@@ -79,7 +85,10 @@ class ConfigText:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """Whose mail is asked for; "" of nobody in particular. `message_id` 0: no message in particular."""
+    """Whose mail is asked for; "" of nobody in particular. `message_id` 0: no message in particular.
+
+    `recipient`: the address, or `@example.net`, that may be suppressed for it; "" is not looked up.
+    """
 
     sender: str = ""
     stream: str = "transactional"
@@ -89,6 +98,7 @@ class Mail:
     credential: str = ""
     require_tls: bool | None = None
     message_id: int = 0
+    recipient: str = ""
 
 
 class Explainer:
@@ -125,12 +135,18 @@ class Explainer:
         """
         _check("stream", mail.stream, self._config.streams)
         _check("pool", mail.pool, self._config.pools)
+        wanted = Wanted(mail.recipient, mail.tenant or TENANT, mail.stream)
+        suppressed = await self._suppressed([wanted] if mail.recipient else [])
         scene = await self._look()
         try:
             destination = await scene.destination(domain, mail, await self._queues_of(domain))
         finally:
             scene.close()
-        return Explanation(asked=domain, destinations=[destination], unknown=scene.unknown)
+        for each in suppressed.values():
+            destination = replace(destination, next=REFUSED.format(told=each.told), next_at=None)
+        return Explanation(
+            asked=domain, destinations=[destination], suppressed=list(suppressed.values()), unknown=scene.unknown
+        )
 
     def check_names(self, *, source: str, provider: str) -> None:
         """Raises ValueError for a source or provider that there is not; "" is any."""
@@ -141,20 +157,35 @@ class Explainer:
         """What the recipients of a message wait for; `tenant` None: whoever's it is. Nothing when none of it waits."""
         selection = Selection(message=message_id, tenant=tenant)
         waiting = await WaitingStore(self._pool).list(selection, queue=None, limit=MOST_RECIPIENTS)
+        suppressed = await self._suppressed([_wanted_of(view) for view in waiting])
         scene = await self._look()
         try:
             found: dict[str, Destination] = {}
-            for view in waiting:
+            for view in sorted(waiting, key=lambda view: view.address in suppressed):  # first those that are tried
                 if view.domain not in found and len(found) < MOST_DOMAINS:
                     found[view.domain] = await scene.destination(view.domain, _mail_of(view), (), view)
+                    if (why := suppressed.get(view.address)) is not None:
+                        found[view.domain] = replace(found[view.domain], next=GIVEN_UP.format(told=why.told))
         finally:
             scene.close()
         return Explanation(
             asked=str(message_id),
             destinations=list(found.values()),
             waiting=[self._as_it_is(view) for view in waiting],
+            suppressed=list(suppressed.values()),
             unknown=scene.unknown,
         )
+
+    async def _suppressed(self, all_wanted: Sequence[Wanted]) -> dict[str, SuppressedView]:
+        """By address, those of them that must not be mailed."""
+        if not all_wanted:
+            return {}
+        entries = await SuppressionStore(self._pool).check(all_wanted, self._clock())
+        return {
+            wanted.address: suppressed_view(wanted.address, wanted.tenant, entry)
+            for wanted, entry in zip(all_wanted, entries, strict=True)
+            if entry is not None
+        }
 
     def _as_it_is(self, view: WaitingView) -> WaitingView:
         """What a recipient waited for when its pool was still there says nothing now."""
@@ -603,6 +634,10 @@ def _mail_of(view: WaitingView) -> Mail:
         require_tls=view.require_tls,
         message_id=view.message_id,
     )
+
+
+def _wanted_of(view: WaitingView) -> Wanted:
+    return Wanted(view.address, view.tenant, view.stream, view.topic)
 
 
 def _refused(made: Destination, route: NoRoute) -> Destination:

@@ -5,6 +5,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from mailerd.delivery.effects import Effect
+from mailerd.queue.suppression import Suppression
 from mailerd.queue.views import QueueView
 from mailerd.queue.waiting import WaitingView
 
@@ -94,6 +95,27 @@ class Refusal(Explained, frozen=True, kw_only=True):
     reply: str
 
 
+class SuppressedView(Explained, frozen=True, kw_only=True):
+    """Why `recipient` must not be mailed: the entry `id`, of that `address` or (`@example.net`) of its whole domain.
+
+    It binds mail of `tenant`, `stream` and `topic`; "" any. `source` is who or what added it, `until` None: for good.
+    `told`: the sentence that the sender gets.
+    """
+
+    recipient: str
+    id: int
+    address: str
+    tenant: str
+    stream: str
+    topic: str
+    reason: str
+    source: str
+    detail: str
+    since: datetime
+    until: datetime | None
+    told: str
+
+
 class WaitingQueue(Explained, frozen=True, kw_only=True):
     """What waits for the domain; `waits`: what all of the queue waits for beside the limits of its paths."""
 
@@ -131,7 +153,9 @@ class Destination(Explained, frozen=True, kw_only=True):
 
 
 class Explanation(Explained, frozen=True, kw_only=True):
-    """All that was asked for. `waiting`: recipients of a message that have no final state, those due first first.
+    """All that was asked for. `suppressed`: the address, or those recipients of the message, that must not be mailed.
+
+    `waiting`: recipients of a message that have no final state, those due first first.
 
     `destinations`: of an address one, of a message one for each domain that it waits for. `paths`: when paths were
     asked for. `unknown`: what could not be seen from here.
@@ -140,6 +164,7 @@ class Explanation(Explained, frozen=True, kw_only=True):
     asked: str
     destinations: list[Destination] = []
     waiting: list[WaitingView] = []
+    suppressed: list[SuppressedView] = []
     paths: list[PathView] = []
     unknown: list[str] = []
 
@@ -158,4 +183,22 @@ def effect_view(effect: Effect) -> EffectView:
         rule=effect.rule,
         since=effect.since,
         until=effect.until,
+    )
+
+
+def suppressed_view(recipient: str, tenant: str, entry: Suppression) -> SuppressedView:
+    """The entry that stops mail of that tenant to `recipient`."""
+    return SuppressedView(
+        recipient=recipient,
+        id=entry.id,
+        address=entry.address,
+        tenant=entry.tenant,
+        stream=entry.stream,
+        topic=entry.topic,
+        reason=entry.reason,
+        source=entry.source,
+        detail=entry.detail,
+        since=entry.created_at,
+        until=entry.expires_at,
+        told=entry.told_to(tenant),
     )

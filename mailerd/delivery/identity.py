@@ -19,6 +19,7 @@ from mailerd.wire.address import domain_to_ascii, with_parents
 from mailerd.wire.dkim import KeyKind, PrivateKey, SigningKey, dns_record, generate_key, load_key
 from mailerd.wire.message import first_address_domain
 
+FOREIGN = "inbound"  # credential of mail that others wrote and we send on: a signature of ours would vouch for it
 TXT_STRING = 255  # bytes of one string of a TXT record: RFC 1035 section 3.3.14
 SELECTOR = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"

@@ -14,7 +14,7 @@ import itertools
 import random
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
 from mailerd.config import Config, Endpoint, RouteAuth, RouteRule
@@ -74,6 +74,7 @@ class Route:
     hosts: tuple[Host, ...]
     tls: TlsPolicy
     auth: RouteAuth | None
+    upstream: str = ""  # the service that it leads to, if that reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,9 @@ class Router:
             return self._refusal(_loop(site), expires)
         usable = [exchanger for exchanger in sites if exchanger.addresses]
         if usable:
-            return self._plan(Route(site, (), self._tls(asked, usable), rule.auth), usable, expires)
+            return self._plan(
+                Route(site, (), self._tls(asked, usable), rule.auth, rule.upstream or ""), usable, expires
+            )
         failure = _failed_lookup(sites)
         if failure is not None:
             return self._refusal(failure, expires)
@@ -451,7 +454,7 @@ class _Plan:
             return self._choices[int(self._rng.random() * made)] if made > 1 else self._choices[0]
         choice = self._route
         if isinstance(choice, Route):
-            choice = Route(choice.site, self._order(made + self._offset), choice.tls, choice.auth)
+            choice = replace(choice, hosts=self._order(made + self._offset))
         self._choices.append(choice)
         return choice
 

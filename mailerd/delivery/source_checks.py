@@ -113,7 +113,7 @@ class SourceChecker:
         self._settings = config.source_checks
         self._resolver = resolver
         self._public = public
-        self._domains = sorted(map(domain_to_ascii, config.domains))
+        self._domains = _envelope_domains(config)
 
     def modes(self, source: str) -> dict[str, Mode]:
         """The checks that ask DNS and are due for a source, and what follows when they fail."""
@@ -187,7 +187,7 @@ class SourceChecker:
         return Finding(EHLO, Verdict.BAD, f"{helo}, the EHLO name, is {what}: it needs an {kind} record {address}")
 
     async def _spf(self, address: str, helo: str) -> Finding:
-        """Does every domain that we send as name the address?"""
+        """Does every domain of an envelope sender name the address?"""
         room = asyncio.Semaphore(AT_ONCE)
 
         async def look(domain: str) -> SpfAnswer:
@@ -229,6 +229,13 @@ class SourceChecker:
     async def _addresses(self, name: str, like: str) -> Answer[str]:
         """The addresses of a name, in the family of `like`."""
         return await self._resolver.lookup(name, _kind(like))
+
+
+def _envelope_domains(config: Config) -> list[str]:
+    """Whose SPF record receivers look at: the return paths, and the domains without one."""
+    names = {each.return_path or domain_to_ascii(name) for name, each in config.domains.items()}
+    names.update(each.return_path for each in config.tenants.values() if each.return_path)
+    return sorted(names)
 
 
 def _kind(address: str) -> str:

@@ -535,12 +535,18 @@ class WarmUpStore:
         rows = [(ask.source, ask.provider, ask.window_start, ask.wanted) for ask in asks]
         await self._pool.execute(PUT_BACK, *_columns(rows))
 
-    async def add(self, books: Sequence[tuple[Key, DayFacts]]) -> None:
-        """Add to the books of days."""
+    async def add(
+        self,
+        books: Sequence[tuple[Key, DayFacts]],
+        connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record] | None" = None,
+    ) -> None:
+        """Add to the books of days; in the caller's transaction, if he has one."""
+        if not books:
+            return
         rows = [
             (facts.day, *key, facts.delivered, facts.deferred, facts.bounced, facts.complained) for key, facts in books
         ]
-        await self._pool.execute(ADD, *_columns(rows))
+        await (connection or self._pool).execute(ADD, *_columns(rows))
 
     async def judge(self, sources: Sequence[str], today: date, idle: int, decide: Decide) -> dict[Key, State]:
         """Let `decide` look at every state of `sources` and the days that it has not judged yet; all states after that.

@@ -14,7 +14,7 @@ from mailerd import metrics
 from mailerd.errors import Refused, Unavailable
 from mailerd.intake.allowance import Allowance
 from mailerd.queue.commit import LOST
-from mailerd.web import emails, health, openapi, paths, problems
+from mailerd.web import emails, events, health, openapi, paths, problems, suppressions, unsubscribe, upstreams, webhooks
 from mailerd.web.callers import authorize
 from mailerd.web.cursors import Cursors
 from mailerd.web.operations import Call, Operation, Tools
@@ -25,7 +25,17 @@ from mailerd.web.services import Limits, Services
 log = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-OPERATIONS: tuple[Operation, ...] = (*emails.OPERATIONS, *paths.OPERATIONS, *health.OPERATIONS, openapi.OPERATION)
+OPERATIONS: tuple[Operation, ...] = (
+    *emails.OPERATIONS,
+    *events.OPERATIONS,
+    *suppressions.OPERATIONS,
+    *paths.OPERATIONS,
+    *unsubscribe.OPERATIONS,
+    *upstreams.OPERATIONS,
+    *webhooks.OPERATIONS,
+    *health.OPERATIONS,
+    openapi.OPERATION,
+)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SERVER = "mailerd"  # no version: that would tell who looks for old ones
 CALL = web.RequestKey("call", Call)
@@ -70,7 +80,8 @@ async def _frame(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.info("http.disconnected", request_id=request_id, method=request.method, path=request.path[:200])
         raise
     except Exception as error:  # whatever it is, the client gets a problem and not its text
-        response = _problem_of(error, request_id).answer(request_id)
+        for_people = isinstance(error, web.HTTPNotFound) and request.path.startswith("/u/")
+        response = unsubscribe.lost() if for_people else _problem_of(error, request_id).answer(request_id)
     sign(response, request_id)
     call = request.get(CALL)
     if call and call.credential and call.operation.scope == "send":

@@ -49,7 +49,10 @@ class Options(Request, frozen=True, kw_only=True):
 
     Messages of one `campaign` take turns with those of others. Within a stream, `high` goes before `normal` before
     `low`. `require_tls` true: over verified TLS, by hosts that promise the same (REQUIRETLS, RFC 8689), or not at all;
-    false: delivery matters more than what the recipients' domains ask for by MTA-STS or DANE.
+    false: delivery matters more than what the recipients' domains ask for by MTA-STS or DANE. `topic` is what readers
+    may unsubscribe from within the stream, the same in upper and lower case (kept in lower case); `unsubscribe`: with
+    List-Unsubscribe fields of ours or without, whatever the stream has. On the stream transactional it needs a topic.
+    A campaign and a topic have at most 100 bytes of UTF-8.
     """
 
     tags: Annotated[list[Name], Meta(max_length=20)] = []
@@ -61,6 +64,8 @@ class Options(Request, frozen=True, kw_only=True):
     campaign: Campaign | None = None
     priority: Priority | None = None
     require_tls: bool | None = None
+    topic: Campaign | None = None
+    unsubscribe: bool | None = None
 
 
 class Email(Options, frozen=True, kw_only=True):
@@ -114,6 +119,8 @@ class RawQuery(Request, frozen=True, kw_only=True):
     campaign: Campaign | None = None
     priority: Priority | None = None
     require_tls: bool | None = None
+    topic: Campaign | None = None
+    unsubscribe: bool | None = None
 
 
 class Search(Request, frozen=True, kw_only=True):
@@ -143,12 +150,25 @@ class AcceptedRecipient(Answer, frozen=True, kw_only=True):
     kind: Literal["to", "cc", "bcc"]
 
 
+class SuppressedRecipient(AcceptedRecipient, frozen=True, kw_only=True):
+    """It must not be mailed, and was left out. `suppression` is the id of the entry, `detail` says why."""
+
+    suppression: str
+    reason: str
+    since: datetime
+    detail: str
+
+
 class Accepted(Answer, frozen=True, kw_only=True):
-    """The message is on disk: it will be delivered, or its end will be told."""
+    """The message is on disk: it will be delivered to `recipients`, or its end will be told.
+
+    `suppressed` are those of several who will not get it.
+    """
 
     id: str
     status: Literal["queued", "scheduled"]
     recipients: list[AcceptedRecipient]
+    suppressed: list[SuppressedRecipient] = []
 
 
 class ItemRefused(Answer, frozen=True, kw_only=True):

@@ -260,6 +260,8 @@ def _envelope(
         campaign=options.campaign,
         priority=options.priority,
         require_tls=options.require_tls,
+        topic=options.topic,
+        unsubscribe=options.unsubscribe,
     )
 
 

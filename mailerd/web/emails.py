@@ -37,6 +37,7 @@ from mailerd.web.bodies import (
     Reschedule,
     Search,
     SteeredEmail,
+    SuppressedRecipient,
 )
 from mailerd.web.composing import Prepared, prepare_email, prepare_raw
 from mailerd.web.operations import JSON, Call, Operation, Scope, json_answer
@@ -128,6 +129,8 @@ def _with_query(call: Call, body: bytes) -> RawEmail:
         campaign=query.campaign,
         priority=query.priority,
         require_tls=query.require_tls,
+        topic=query.topic,
+        unsubscribe=query.unsubscribe,
     )
 
 
@@ -239,6 +242,18 @@ def _accepted(call: Call, prepared: Prepared, receipt: Receipt) -> Accepted:
         recipients=[
             AcceptedRecipient(id=_recipient_id(message_id, n), email=address, kind=prepared.kinds.get(address, "to"))
             for n, address in receipt.recipients
+        ],
+        suppressed=[
+            SuppressedRecipient(
+                id=_recipient_id(message_id, n),
+                email=address,
+                kind=prepared.kinds.get(address, "to"),
+                suppression=suppression.name,
+                reason=suppression.reason,
+                since=suppression.created_at,
+                detail=suppression.told_to(call.caller.tenant),
+            )
+            for n, address, suppression in receipt.suppressed
         ],
     )
 

@@ -29,7 +29,7 @@ class Operation:
     """
 
     id: str
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "HEAD", "POST", "PATCH", "DELETE"]
     path: str
     scope: Scope | None  # None: nobody needs a key
     summary: str
@@ -96,7 +96,7 @@ class Call:
                     raise msgspec.ValidationError(f"Given more than once - at `$.{name}`")
             return msgspec.convert(values, type_, strict=False)
         except msgspec.ValidationError as error:
-            found = problems.of_validation(error)
+            found = problems.of_validation(error, type_)
             name = found.pointer.strip("/").partition("/")[0]
             raise problems.invalid([FieldError(found.code, found.detail, parameter=name)]) from None
 

@@ -28,12 +28,15 @@ Word = Annotated[str, Meta(max_length=255)]
 
 
 class PathQuery(Request, frozen=True, kw_only=True):
-    """With `address` (or a domain): what mail for it meets, of this sender, stream and pool. Else the paths in use."""
+    """With `address` (or a domain): what mail for it meets, of this sender, tenant, stream and pool, and whether it is
+    suppressed for that tenant and stream. Else the paths in use.
+    """
 
     address: Word | None = None
     sender: Word = ""
     stream: Word = "transactional"
     pool: Word = ""
+    tenant: Word = ""
     source: Word | None = None
     site: Word | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
@@ -70,11 +73,12 @@ async def list_paths(call: Call) -> web.Response:
     explainer = call.services.explainer()
     if query.address is None:
         return json_answer(200, await explainer.paths(source=query.source, site=query.site, limit=query.limit))
-    mail = Mail(sender=query.sender, stream=query.stream, pool=query.pool)
     try:
         domain = _domain(query.address)
     except ValueError as error:
         raise _invalid(error, parameter="address") from None
+    recipient = query.address if "@" in query.address else f"@{domain}"
+    mail = Mail(sender=query.sender, stream=query.stream, pool=query.pool, tenant=query.tenant, recipient=recipient)
     try:
         return json_answer(200, await explainer.domain(domain, mail))
     except ValueError as error:

@@ -1,9 +1,8 @@
 """Everything that goes wrong over HTTP, in one shape: application/problem+json (RFC 9457)."""
 
-import re
 from collections.abc import Container, Mapping, Sequence
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -11,6 +10,7 @@ from msgspec import Struct
 
 from mailerd.errors import Refused
 from mailerd.intake.allowance import RateLimited
+from mailerd.web.complaints import read_complaint
 
 MEDIA_TYPE = "application/problem+json"
 UNAVAILABLE_WAIT = 5  # seconds a client should leave us alone when the database is away
@@ -162,7 +162,7 @@ def decode(body: bytes | msgspec.Raw, type_: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=type_)
     except msgspec.ValidationError as error:
-        raise invalid([of_validation(error)]) from None
+        raise invalid([of_validation(error, type_)]) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProblemError(400, "malformed_json", f"The body is not JSON in UTF-8: {_where(error)}.") from None
     except RecursionError:
@@ -172,33 +172,15 @@ def decode(body: bytes | msgspec.Raw, type_: type[T]) -> T:
 def _where(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"invalid bytes at {error.start}"
-    return str(error).removeprefix("JSON is malformed: ")
+    text = str(error).removeprefix("JSON is malformed: ")
+    return "it ends too early" if text == "Input data was truncated" else text
 
 
-PATH = re.compile(r" - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`$")
-STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
-MEMBER = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL)
-MAX_NAME = 80
-
-
-def of_validation(error: msgspec.ValidationError) -> FieldError:
-    """Turn msgspec's sentence (`Expected `str`, got `int` - at `$.to[1].email``) into a pointer, a code and a text."""
-    text = str(error)
-    pointer = ""
-    if place := PATH.search(text):
-        text = text[: place.start()]
-        pointer = "".join(f"/{escape(name or index)}" for name, index in STEP.findall(place["path"]) if name or index)
-    member = MEMBER.fullmatch(text)
-    if member is None:
-        return FieldError("invalid_value", text + ".", pointer=pointer)
-    name = _printable(member["name"])
-    if member["what"].startswith("missing"):
-        return FieldError("missing_field", f"The field {name} is required.", pointer=f"{pointer}/{escape(name)}")
-    return FieldError("unknown_field", f"There is no field {name}.", pointer=f"{pointer}/{escape(name)}")
-
-
-def _printable(name: str) -> str:
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name[:MAX_NAME])
+def of_validation(error: msgspec.ValidationError, type_: Any) -> FieldError:
+    """What msgspec found wrong with what was to be a `type_`: a pointer, a code, and a sentence of what is allowed."""
+    found = read_complaint(str(error), type_)
+    pointer = "".join(f"/{escape(step)}" for step in found.steps)
+    return FieldError(found.code, found.detail, pointer=pointer)
 
 
 def escape(name: str) -> str:

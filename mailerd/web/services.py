@@ -1,6 +1,6 @@
 """What the HTTP side needs from the rest of the daemon."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
@@ -8,10 +8,16 @@ from typing import Protocol
 from mailerd.delivery.effects import EffectStore
 from mailerd.delivery.explain import Explainer
 from mailerd.errors import Refused
+from mailerd.feedback.event_search import EventSearchStore
+from mailerd.feedback.unsubscribing import UnsubscribeStore
+from mailerd.feedback.upstreams.receiving import Upstreams
+from mailerd.feedback.webhooks.desk import WebhookDesk
 from mailerd.intake.allowance import Allowance
 from mailerd.intake.credentials import Credential
 from mailerd.intake.envelope import Envelope, Origin, Receipt
 from mailerd.intake.idempotency import Conflict, Idempotency, Replayed
+from mailerd.queue.suppression import SuppressionStore
+from mailerd.queue.suppression_files import SuppressionFileStore
 from mailerd.queue.views import MailFilters, MailPage, MessageView, Steered
 
 Result = Receipt | Refused
@@ -121,6 +127,13 @@ class Services:
     control: Control
     explainer: Callable[[], Explainer]  # of what is in force now
     effects: EffectStore
+    events: EventSearchStore
+    suppressions: SuppressionStore
+    suppression_files: SuppressionFileStore
+    streams: Callable[[], Collection[str]]  # the names of those that are in force now
+    unsubscribes: UnsubscribeStore
+    upstreams: Upstreams
+    webhooks: WebhookDesk
     ping: Callable[[], Awaitable[None]]  # returns when the database answers, raises when it does not
     stopping: Callable[[], bool]
     cursor_key: bytes  # installation.secret

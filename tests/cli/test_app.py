@@ -206,7 +206,80 @@ def test_check_config_sums_up_what_is_good(tmp_path):
     done = command("check-config", str(file))
     assert done.status == 0, done
     assert "example.com: selector s1" in done.out
-    assert json.loads(command("check-config", str(file), "--json").out) == {"ok": True, "problems": []}
+    plain = json.loads(command("check-config", str(file), "--json").out)
+    assert (plain["ok"], plain["problems"]) == (True, [])
+
+
+RETURNING = """\
+data_dir: {directory}
+listeners:
+  - {{bind: "127.0.0.1:25", kind: inbound}}
+streams: {{transactional: {{}}, marketing: {{}}, news: {{unsubscribe: true}}}}
+domains: {{example.com: {{return_path: bounce.example.com}}}}
+tenants: {{acme: {{return_path: bounce.acme.example}}}}
+inbound: {{forward: {{postmaster: ops@example.com}}}}
+suppression: {{scope: global}}
+webhooks: {{allow_private: [localhost]}}
+sinks:
+  log: {{kind: jsonl, directory: /var/log/m, events: [email.bounced], streams: [news]}}
+  bus: {{kind: amqp, url: "amqp://u:hunter2@h/"}}
+upstreams: {{eu: {{kind: ses, key: arn}}}}
+routes: [{{hosts: ["smtp.example:587"], upstream: eu}}]
+"""
+
+
+def test_check_config_sums_up_what_comes_back_and_who_is_told(tmp_path):
+    file = tmp_path / "mailerd.yaml"
+    file.write_text(RETURNING.format(directory=tmp_path))
+    done = command("check-config", str(file))
+    assert done.status == 0, done
+    for said in (
+        "127.0.0.1:25 inbound",
+        "bounces come to bounce.example.com",
+        "acme: bounces come to bounce.acme.example",
+        "postmaster goes on to ops@example.com",
+        "all tenants",
+        "localhost",
+        "log: jsonl to /var/log/m, email.bounced of news",
+        "bus: amqp to mailerd.events, all events",
+        "eu: ses, 1 route",
+    ):
+        assert said in done.out, said
+    assert "auth" not in done.out
+    assert "hunter2" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("more", "noted"),
+    [
+        ("", "gets no link to unsubscribe, only a mailto"),
+        ("http: {public_url: 'https://m.example'}\n", ""),
+        ("http: null\n", "gets no link to unsubscribe, only a mailto"),
+    ],
+)
+def test_check_config_notes_mail_without_a_way_to_unsubscribe(tmp_path, more, noted):
+    file = tmp_path / "mailerd.yaml"
+    file.write_text(RETURNING.format(directory=tmp_path) + more)
+    done, plain = command("check-config", str(file)), json.loads(command("check-config", str(file), "--json").out)
+    assert done.status == 0
+    assert [note["key"] for note in plain["notes"]] == (["streams.marketing", "streams.news"] if noted else [])
+    assert all(noted in note["message"] and note["line"] == 4 for note in plain["notes"])
+    assert (f"note: {file}:4: streams.marketing: " in done.out) == bool(noted)
+
+
+def test_without_return_paths_there_is_no_way_at_all_and_that_is_noted(tmp_path):
+    file = tmp_path / "mailerd.yaml"
+    file.write_text(f"data_dir: {tmp_path}\n")
+    done = command("check-config", str(file))
+    assert done.status == 0
+    assert "note: streams.marketing: its mail gets no way to unsubscribe" in done.out
+
+
+def test_check_config_knows_the_events_that_sinks_may_name(tmp_path):
+    sink = "    kind: jsonl\n    directory: d\n    events: [email.bounced, email.open]\n"
+    said, plain = problems(tmp_path, f"data_dir: {tmp_path}\nsinks:\n  log:\n{sink}")
+    assert [(problem["line"], problem["key"]) for problem in plain] == [(6, "sinks.log.events[1]")]
+    assert "there is no event 'email.open'" in said[0]
 
 
 def test_run_tells_a_bad_configuration_like_check_config(tmp_path):
@@ -215,6 +288,14 @@ def test_run_tells_a_bad_configuration_like_check_config(tmp_path):
     done = command("run", "--config", str(file))
     assert done.status == os.EX_CONFIG
     assert done.err.startswith(f"{file}:1: hostnme: ")
+
+
+def test_run_tells_a_sink_that_cannot_be_like_check_config(tmp_path):
+    file = tmp_path / "mailerd.yaml"
+    file.write_text("sinks:\n  log: {kind: jsonl, directory: d, events: [email.opened]}\n")
+    done = command("run", "--config", str(file))
+    assert done.status == os.EX_CONFIG
+    assert done.err.startswith(f"{file}:2: sinks.log.events[0]: there is no event 'email.opened'")
 
 
 def test_the_daemon_is_not_burdened_with_what_only_commands_need(tmp_path):

@@ -45,6 +45,26 @@ def test_an_address_is_explained_to_programs_and_people(daemon: LiveDaemon, sett
     assert "delivery.messages_per_connection" in people.out
 
 
+def test_a_suppressed_address_is_explained_as_such(daemon: LiveDaemon, submit: Submit, pause: dict) -> None:
+    message = submit("no@suppressed.example")
+    while not document(daemon.command("trace", message, "--json"))["recipients"][0]["reason"].startswith("effect"):
+        pass
+    assert daemon.command("suppressions", "add", "no@suppressed.example").status == 0
+    told = document(daemon.command("explain", "No@suppressed.example", "--json"))
+    (entry,) = told["suppressed"]
+    assert (entry["address"], entry["reason"]) == ("no@suppressed.example", "manual")
+    assert told["destinations"][0]["next"].startswith("it would be refused: no@suppressed.example is suppressed since")
+    assert document(daemon.command("explain", "yes@suppressed.example", "--json"))["suppressed"] == []
+    people = daemon.command("explain", "no@suppressed.example").out
+    assert "manual by " in people
+    assert "at once" not in people
+
+    waits = document(daemon.command("explain", message, "--json"))
+    assert [each["recipient"] for each in waits["suppressed"]] == ["no@suppressed.example"]
+    assert "would be given up" in waits["destinations"][0]["next"]
+    assert "suppressed: no@suppressed.example, entry" in daemon.command("explain", message).out
+
+
 def test_a_message_that_waits_for_an_effect_names_it(daemon: LiveDaemon, submit: Submit, pause: dict) -> None:
     message = submit("ann@there.example")
     while not document(daemon.command("trace", message, "--json"))["recipients"][0]["reason"].startswith("effect"):

@@ -15,16 +15,17 @@ def test_a_trace_shows_every_step_with_what_was_said(daemon, settled):
 
     for words in (
         "me@here.example",
-        "accepted  ann@trace.example and 1 more",
+        "accepted     ann@trace.example and 1 more",
         "by smtp, from 127.0.0.1",
         "subject Grüße",
-        "delivered ann@trace.example",
+        "delivered    ann@trace.example",
         "250 2.0.0 taken as",
-        "bounced   bounce@trace.example",
+        "bounced      bounce@trace.example",
         "at 127.0.0.1, in clear, ",
         "550 5.1.1 no such mailbox (at rcpt, class invalid_recipient, attempt 1)",
     ):
         assert words in shown, shown
+    assert shown.index("bounced      bounce@") < shown.index("suppressed   bounce@")  # what it led to comes behind it
     assert all(line == line.rstrip() or "  " in line for line in shown.splitlines())
 
 
@@ -71,7 +72,7 @@ def test_following_ends_when_nothing_waits_any_more(daemon, settled):
         seen += following.stdout.readline()
     daemon.command("queue", "retry", "--message", message)
     rest, _ = following.communicate(timeout=30)
-    assert "delivered defer@follow.example" in rest
+    assert "delivered    defer@follow.example" in rest
     assert following.returncode == 0
 
 
@@ -105,7 +106,7 @@ def send_test(daemon, *options: str):
 def test_a_test_message_is_followed_until_it_is_delivered(daemon):
     done = send_test(daemon, "--to", "ann@test.example", "--from", "me@here.example")
     assert done.status == 0, done
-    for words in ("220 mail.test", "MAIL FROM <me@here.example>", "queued as msg_", "delivered ann@test.example"):
+    for words in ("220 mail.test", "MAIL FROM <me@here.example>", "queued as msg_", "delivered    ann@test.example"):
         assert words in done.out
     assert "delivered: `mailerd trace msg_" in done.err
 

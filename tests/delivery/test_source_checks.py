@@ -96,6 +96,21 @@ async def test_an_ehlo_name_that_leads_elsewhere_is_bad_and_told_with_the_record
     assert PUBLIC in found.text
 
 
+async def test_the_spf_of_return_paths_counts_and_no_longer_that_of_their_domains(dns):
+    more = "domains: {example.com: {return_path: bounce.example.com}}\ntenants: {acme: {return_path: b.acme.example}}"
+    more += "\ninbound: {elsewhere: true}"
+    config = parse(CONFIG.replace("domains: {example.com: {}, example.org: {}}", more))
+    dns.add("example.com", "TXT", '"v=spf1 -all"')
+    dns.add("bounce.example.com", "TXT", '"v=spf1 a:mta1.example.com -all"')
+    dns.add("b.acme.example", "TXT", '"v=spf1 -all"')
+    resolver = Resolver(config.resolver.__class__(nameservers=(dns.address,)))
+    found = {finding.name: finding for finding in await SourceChecker(config, resolver).identity("mta1")}["spf"]
+    await resolver.close()
+    assert found.verdict is Verdict.BAD
+    assert found.text.startswith("b.acme.example: fail")
+    assert ";" not in found.text
+
+
 async def test_one_domain_whose_spf_does_not_cover_the_source_is_named(dns, look):
     dns.add("example.org", "TXT", '"v=spf1 mx -all"')
     found = (await look())["spf"]

@@ -49,16 +49,16 @@ async def test_limits_over_two_nodes_hold_while_workers_and_a_node_are_killed(da
     with Laboratory(tmp_path, SHARED, nodes=2, workers=2, database=database) as laboratory:
         first, second = laboratory.nodes
         await laboratory.fill(BACKLOG)
-        await until(lambda: all(delivers(laboratory, node, 0.0) for node in (first, second)), JOIN + 20)
+        await until(lambda: all(delivers(laboratory, node, 0.0) for node in (first, second)), JOIN + 40)
 
         for node in (first, second):
             os.kill(node.workers()[0], signal.SIGKILL)
         again = time.monotonic() + 5.0
-        await until(lambda: all(delivers(laboratory, node, again) for node in (first, second)), JOIN + 20)
+        await until(lambda: all(delivers(laboratory, node, again) for node in (first, second)), JOIN + 40)
 
         second.kill()
         killed = time.monotonic()
-        await until(lambda: of_its_own(laboratory, first, killed), LEASE + TAKEN_OVER)
+        await until(lambda: of_its_own(laboratory, first, killed), LEASE + TAKEN_OVER + 15)  # the machine may be busy
         await until(lambda: not any(laboratory.waiting().values()), DRAINED)
 
         findings = judge(laboratory, 0.0, time.monotonic())

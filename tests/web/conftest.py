@@ -16,12 +16,23 @@ import aiohttp
 import msgspec
 import pytest
 
-from mailerd.config import Pool, PoolSource, Rate, Source, Stream
+from mailerd import config
+from mailerd.config import Duration, Pool, PoolSource, Rate, Source, Stream
 from mailerd.delivery.effects import EffectStore
 from mailerd.delivery.explain import ConfigText
+from mailerd.delivery.https import Outside, Poster
+from mailerd.delivery.resolver import Resolver
+from mailerd.delivery.tls_client import web_context
+from mailerd.feedback.event_search import EventSearchStore
+from mailerd.feedback.inbound import build_inbound
+from mailerd.feedback.unsubscribing import UnsubscribeStore
+from mailerd.feedback.upstreams.receiving import Upstreams
+from mailerd.feedback.webhooks.desk import WebhookDesk
 from mailerd.intake.authenticator import Authenticator
 from mailerd.intake.credentials import CredentialStore
 from mailerd.queue.control import ControlStore, MessageControl
+from mailerd.queue.suppression import SuppressionStore
+from mailerd.queue.suppression_files import SuppressionFileStore
 from mailerd.queue.trace import TraceStore
 from mailerd.web.app import OPERATIONS, build_app
 from mailerd.web.openapi import statuses
@@ -29,13 +40,16 @@ from mailerd.web.operations import JSON, Operation
 from mailerd.web.problems import MEDIA_TYPE, Problem
 from mailerd.web.server import HttpServer
 from mailerd.web.services import Limits, Services
+from tests.support import authority
 from tests.support.database_proxy import DatabaseProxy
 from tests.support.dns_server import DnsServer
 from tests.support.relay import Clock, RunningRelay, relay_config, running_relay
 from tests.support.scripted_mx import ScriptedMx
 from tests.web.stubborn import StubbornSubmitter
 
+AUTHORITY = authority.root()
 ALL = frozenset({"send", "read", "manage"})
+SECRET = b"secret of the installation"
 KEYS: dict[str, dict[str, Any]] = {
     "all": {"scopes": ALL},
     "sender": {"scopes": frozenset({"send"})},
@@ -57,6 +71,10 @@ class Answer:
     @property
     def json(self) -> Any:
         return msgspec.json.decode(self.body)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
 
     @property
     def problem(self) -> Problem:
@@ -167,7 +185,7 @@ def sources(request: pytest.FixtureRequest) -> dict[str, Source]:
 async def relay(
     proxy: DatabaseProxy, dns: DnsServer, mx: ScriptedMx, now: Clock, tmp_path: Path, sources: dict[str, Source]
 ) -> AsyncIterator[RunningRelay]:
-    config = relay_config(
+    settings = relay_config(
         tmp_path,
         dns,
         mx.port,
@@ -175,7 +193,7 @@ async def relay(
         pools={"default": Pool(sources=tuple(PoolSource(name=name) for name in sources)), "warm": Pool()},
         streams={"transactional": Stream(), "marketing": Stream(pool="warm")},
     )
-    async with running_relay(config, proxy.url, clock=now) as running:
+    async with running_relay(settings, proxy.url, clock=now) as running:
         yield running
 
 
@@ -218,10 +236,39 @@ def submitter(relay: RunningRelay) -> StubbornSubmitter:
 
 
 @pytest.fixture
-def services(relay: RunningRelay, submitter: StubbornSubmitter, limits: Limits, stopping: list[bool]) -> Services:
+async def poster(dns: DnsServer, tmp_path: Path) -> AsyncIterator[Poster]:
+    """What reaches the endpoints of webhooks: believes `AUTHORITY`; hooks.example may be on loopback."""
+    dns.add("hooks.example", "A", "127.0.0.1")
+    resolver = Resolver(config.Resolver(nameservers=(dns.address,), timeout=Duration(2)))
+    poster = Poster(resolver, private_hosts=("hooks.example",), tls=web_context(AUTHORITY.save(tmp_path)))
+    yield poster
+    await poster.close()
+    await resolver.close()
+
+
+@pytest.fixture
+def services(
+    relay: RunningRelay, submitter: StubbornSubmitter, limits: Limits, stopping: list[bool], poster: Poster
+) -> Services:
     async def ping() -> None:
         await relay.pool.fetchval("SELECT 1")
 
+    suppressions = SuppressionStore(relay.pool)
+    inbound = build_inbound(
+        config.Config(),
+        relay.pool,
+        submitter=relay.relay.submitter,
+        suppressions=suppressions,
+        provider_of=lambda domain, hosts: "default",
+        secret=SECRET,
+        clock=relay.clock,
+    )
+    upstreams = Upstreams(
+        config.Config(upstreams={"mailgun": config.Upstream(kind="mailgun", key="key")}),
+        inbound.recorder,
+        SECRET,
+        Outside(relay.relay.resolver, allow_private=False),
+    )
     return Services(
         submitter=submitter,
         authenticator=Authenticator(CredentialStore(relay.pool), failures=Rate(1000, 60.0)),
@@ -229,9 +276,16 @@ def services(relay: RunningRelay, submitter: StubbornSubmitter, limits: Limits, 
         control=MessageControl(ControlStore(relay.pool), relay.clock),
         explainer=lambda: relay.relay.explainer(ConfigText("mailerd.yaml", "")),
         effects=EffectStore(relay.pool),
+        events=EventSearchStore(relay.pool),
+        suppressions=suppressions,
+        suppression_files=SuppressionFileStore(relay.pool),
+        streams=lambda: ("transactional", "marketing"),
+        unsubscribes=UnsubscribeStore(relay.pool, suppressions, SECRET, relay.clock),
+        upstreams=upstreams,
+        webhooks=WebhookDesk(relay.pool, lambda: poster, clock=relay.clock),
         ping=ping,
         stopping=lambda: any(stopping),
-        cursor_key=b"secret of the installation",
+        cursor_key=SECRET,
         now=relay.clock,
         limits=limits,
     )

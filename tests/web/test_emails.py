@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from mailerd.web.app import OPERATIONS
+from tests.support.dns_server import DnsServer
 from tests.web.conftest import EMAIL, Api
 
 
@@ -160,6 +161,8 @@ FAULTS: list[tuple[dict[str, object], list[str]]] = [
     ({"campaign": "x" * 101}, ["/campaign"]),
     ({"priority": "urgent"}, ["/priority"]),
     ({"require_tls": "yes"}, ["/require_tls"]),
+    ({"unsubscribe": "yes"}, ["/unsubscribe"]),
+    ({"topic": "a/b"}, ["/topic"]),
     ({"template": "tpl_1"}, ["/template"]),
     ({"a/b~": 1}, ["/a~1b~0"]),
 ]
@@ -197,14 +200,14 @@ async def test_what_the_relay_refuses_is_told_by_name_and_field(api: Api) -> Non
     assert [error.pointer for error in answer.problem.errors] == ["/from"]
 
 
-ORDERED = "SELECT campaign, lane, require_tls FROM messages"
+ORDERED = "SELECT campaign, lane, require_tls, topic, unsubscribe FROM messages"
 
 
-async def test_campaign_priority_and_tls_are_those_asked_for(api: Api) -> None:
-    await api.later(campaign="Frühling 27", priority="high", require_tls=True)
+async def test_wishes_are_those_asked_for(api: Api) -> None:
+    await api.later(campaign="Frühling 27", priority="high", require_tls=True, topic="offers", unsubscribe=True)
 
     row = await api.relay.pool.fetchrow(ORDERED)
-    assert tuple(row) == ("Frühling 27", 0, True)
+    assert tuple(row) == ("Frühling 27", 0, True, "offers", True)
 
 
 async def test_a_raw_message_is_asked_for_in_its_query(api: Api) -> None:
@@ -212,12 +215,12 @@ async def test_a_raw_message_is_asked_for_in_its_query(api: Api) -> None:
     query = f"from=shop@example.com&to=ann@example.net&scheduled_at={tomorrow}"
     raw = b"From: shop@example.com\r\nX-Mailerd-Campaign: autumn\r\n\r\nhello\r\n"
     headers = {"Content-Type": "message/rfc822"}
-    path = f"/api/v1/emails/raw?{query}&campaign=spring&priority=low&require_tls=false&stream=marketing"
+    path = f"/api/v1/emails/raw?{query}&campaign=spring&priority=low&require_tls=false&stream=marketing&topic=news"
     answer = await api.ask("POST", path, data=raw, headers=headers)
 
     assert answer.status == 202
     row = await api.relay.pool.fetchrow(ORDERED)
-    assert tuple(row) == ("spring", 5, False)
+    assert tuple(row) == ("spring", 5, False, "news", True)
     refused = await api.ask("POST", f"/api/v1/emails/raw?{query}&priority=urgent", data=raw, headers=headers)
     assert [error.parameter for error in refused.problem.errors] == ["priority"]
 
@@ -544,9 +547,14 @@ async def test_a_bad_query_names_its_parameter(api: Api, query: str, parameter: 
 
 
 @pytest.mark.parametrize("operation", [known for known in OPERATIONS if known.example], ids=lambda known: known.id)
-async def test_the_examples_of_the_document_work(api: Api, operation: Any) -> None:
+async def test_the_examples_of_the_document_work(api: Api, dns: DnsServer, operation: Any) -> None:
     path = operation.path
-    if "{id}" in path:
+    if operation.id.startswith("webhooks."):
+        dns.add("app.example.com", "A", "93.184.216.34")  # an address of the world: looked up, and not spoken to
+    if path.startswith("/api/v1/webhooks/{id}"):
+        made = await api.ask("POST", "/api/v1/webhooks", json={"url": "https://app.example.com", "events": ["*"]})
+        path = path.replace("{id}", made.json["webhook_id"])
+    elif "{id}" in path:
         path = path.replace("/api/v1/emails/{id}", await api.later())
     answer = await api.ask(operation.method, path, json=operation.example)
 

@@ -97,7 +97,7 @@ async def test_a_body_of_another_type_is_refused(api: Api, headers: dict[str, st
 async def test_without_a_valid_key_nothing_is_answered(api: Api, authorization: str) -> None:
     for operation in OPERATIONS:
         if operation.scope:
-            path = operation.path.replace("{id}", "msg_0000000000000")
+            path = re.sub(r"\{\w+\}", "msg_0000000000000", operation.path)
             answer = await api.ask(operation.method, path, headers={"Authorization": authorization})
             assert (answer.status, answer.problem.code) == (401, "unauthorized")
             assert answer.headers["WWW-Authenticate"].startswith("Bearer")
@@ -106,7 +106,7 @@ async def test_without_a_valid_key_nothing_is_answered(api: Api, authorization: 
 async def test_every_operation_asks_for_its_scope(api: Api) -> None:
     for operation in OPERATIONS:
         if operation.scope:
-            path = operation.path.replace("{id}", "msg_0000000000000")
+            path = re.sub(r"\{\w+\}", "msg_0000000000000", operation.path)
             answer = await api.ask(operation.method, path, key="reader" if operation.scope == "send" else "sender")
             assert (answer.status, answer.problem.code) == (403, "forbidden")
 

@@ -106,15 +106,15 @@ class Outer(msgspec.Struct, forbid_unknown_fields=True):
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        (b"[]", FieldError("invalid_value", "Expected `object`, got `array`.")),
+        (b"[]", FieldError("invalid_value", "Expected an object, not an array.")),
         (
             b'{"items":[{"size":1},{"size":""}]}',
-            FieldError("invalid_value", "Expected `int`, got `str`.", "/items/1/size"),
+            FieldError("invalid_value", "Expected a whole number, not a text.", "/items/1/size"),
         ),
         (b'{"items":[{}]}', FieldError("missing_field", "The field size is required.", "/items/0/size")),
         (b'{"items":[{"size":1,"a~/b":2}]}', FieldError("unknown_field", "There is no field a~/b.", "/items/0/a~0~1b")),
         (b'{"\\u0000\\n":1}', FieldError("unknown_field", "There is no field \ufffd\ufffd.", "/\ufffd\ufffd")),
-        (b'{"names":{"a.b":"x"}}', FieldError("invalid_value", "Expected `int`, got `str`.", "/names")),
+        (b'{"names":{"a.b":"x"}}', FieldError("invalid_value", "Expected a whole number, not a text.", "/names")),
         (b'{"` - at `$.x`":1}', FieldError("unknown_field", "There is no field ` - at `$.x`.", "/` - at `$.x`")),
     ],
 )
