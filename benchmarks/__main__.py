@@ -18,6 +18,7 @@ from benchmarks import (
     bounces,
     faults,
     idle,
+    imports,
     inbound,
     loads,
     relay,
@@ -44,7 +45,7 @@ DEFAULT_WORK = Path(os.environ.get("MAILERD_BENCH_WORK", HERE / "work"))
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
     """Without NAME: all."""
-    if context.invoked_subcommand not in ("throttle", "shaping", "blocked", "bounces", "suppressions") and (
+    if context.invoked_subcommand not in ("throttle", "shaping", "blocked", "bounces", "suppressions", "imports") and (
         missing := postfix.missing()
     ):
         console.print(f"benchmarks need: {missing}")
@@ -193,6 +194,15 @@ def suppressions_command(
         most = rows or (100_000 if quick else 10_000_000)
         if not suppressions.run(directory, Results(out, "suppressions", console), rows=most, rounds=rounds):
             console.print("[red]it costs 50 µs and more[/red]")
+            raise typer.Exit(1)
+
+
+@app.command(name="imports")
+def imports_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
+    """How long a file of a million suppressions takes to go in."""
+    with _work(work) as directory:
+        if not imports.run(directory, Results(out, "imports", console), rows=20_000 if quick else 1_000_000):
+            console.print("[red]a minute and more[/red]")
             raise typer.Exit(1)
 
 
