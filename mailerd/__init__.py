@@ -1,13 +1,13 @@
 """mailerd: a self-hosted mail delivery daemon.
 
 The way of a message: `intake` takes it and commits it, `queue` keeps it, `delivery` routes, signs and sends it, and
-what happened is appended to `events`. What comes back goes through `feedback`, which also tells others. `web` and `cli`
-look and steer; `relay` puts intake, queue and delivery together,
+what happened is appended to `events`. What comes back goes through `feedback`, which also tells others. `campaigns`
+writes to many, on the same queue. `web` and `cli` look and steer; `relay` puts intake, queue and delivery together,
 `worker` runs that in one process, `daemon` starts the workers, each with its `assignment`, and watches them. `sandbox`
 is a mail exchanger to try things out with. Imports go only left along
 
-    errors < wire < config < logs < processes < db < events < metrics < queue < delivery < intake < feedback < relay <
-    web < sandbox < assignment < worker < daemon < cli
+    errors < wire < config < logs < processes < db < events < metrics < queue < delivery < intake < feedback <
+    campaigns < relay < web < sandbox < assignment < worker < daemon < cli
 
 Glossary (one word, one meaning):
 
@@ -30,6 +30,13 @@ report       mail that comes back: a bounce, a complaint, an automatic answer, s
 token        what goes out with mail and comes back signed: whom a report is about, what a reader leaves
 topic        what a reader may unsubscribe from within a stream
 upstream     a service that relays mail for us and says by HTTP what became of it
+contact      a person whom campaigns may reach, by address; unique in a tenant
+list         contacts who subscribed to it; a segment is a list made of conditions, always current
+template     what mail is rendered from; its versions never change
+campaign     one mailing to an audience: lists and segments, less others
+ledger       what became of each (campaign, contact), one row each
+hand-over    the transaction that moves rows of the ledger into the queue
+hit          a request for a pixel or a tracked link, by a person or a machine
 follower     whoever reads events in order and remembers how far
 endpoint     a URL of an application that is told of events (a webhook)
 sink         a file or broker that events are written to

@@ -124,7 +124,8 @@ PAGE = f"""
          WHERE (txid, seq) {{beyond}} ($1, $2) AND txid < {HORIZON} ORDER BY {{order}} LIMIT $3
     ), fitting AS (
         SELECT *, ($4::text[] IS NULL OR type = ANY ($4)) AND ($5::text IS NULL OR tenant = $5)
-               AND ($6::text[] IS NULL OR stream = ANY ($6)) AS fits,
+               AND ($6::text[] IS NULL OR stream = ANY ($6))
+               AND ($7::text IS NULL OR starts_with(campaign, $7)) AS fits,
                row_number() OVER (ORDER BY {{order}}) AS number, count(*) OVER () AS looked_at
           FROM seen
     )
@@ -190,9 +191,13 @@ class EventStore:
         types: Sequence[str] | None = None,
         tenant: str | None = None,
         streams: Sequence[str] | None = None,
+        campaigns: str | None = None,
     ) -> Page:
-        """The events behind `position`, in order: of the next `limit` those that fit (None: any)."""
-        return await self._page(AFTER, position, limit, types, tenant, streams)
+        """The events behind `position`, in order: of the next `limit` those that fit (None: any).
+
+        `campaigns` is how the names of their campaigns begin.
+        """
+        return await self._page(AFTER, position, limit, types, tenant, streams, campaigns)
 
     async def before(
         self,
@@ -204,7 +209,7 @@ class EventStore:
         streams: Sequence[str] | None = None,
     ) -> Page:
         """The events before `position`, the last one first: of these `limit` those that fit."""
-        return await self._page(BEFORE, position, limit, types, tenant, streams)
+        return await self._page(BEFORE, position, limit, types, tenant, streams, None)
 
     async def _page(self, statement: str, position: Position, limit: int, *filters: object) -> Page:
         async with in_order(self._pool) as connection:

@@ -182,6 +182,18 @@ _webhook_seconds = Histogram("mailerd_webhook_seconds", "Duration of one request
 _webhooks_disabled = Counter("mailerd_webhooks_disabled", "Endpoints disabled because they failed")
 _webhook_behind = _OfEndpoints("mailerd_webhook_seconds_behind", "Age of the first event that an endpoint was not told")
 _webhook_pending = _OfEndpoints("mailerd_webhook_pending", "Requests that an endpoint did not take yet")
+_hits = _children(
+    Counter("mailerd_hits", "Requests for pixels and tracked links: taken, repeated or forged", ["kind", "outcome"]),
+    MANY,
+    MANY,
+)
+_hits_lost = _children(
+    Counter("mailerd_hits_lost", "Hits that were answered and could not be kept, by the reason", ["why"]), MANY
+)
+_hits_told = _children(
+    Counter("mailerd_hits_told", "Hits that it is known of who made them, by that", ["kind", "actor"]), MANY, MANY
+)
+_hit_files = Gauge("mailerd_hit_files_bytes", "Hits in files, waiting to be stored", multiprocess_mode="mostrecent")
 _request_seconds = _children(
     Histogram("mailerd_http_request_seconds", "Duration of one HTTP request", ["operation"], buckets=SHORT), MANY
 )
@@ -311,6 +323,26 @@ def webhook_left(webhook: str) -> None:
     """An endpoint is told nothing more: it is disabled or deleted."""
     _webhook_behind.forget(webhook)
     _webhook_pending.forget(webhook)
+
+
+def hit(kind: str, outcome: str) -> None:
+    """A pixel or a tracked link was asked for; `kind` is opened or clicked."""
+    _count(_hits(kind, outcome))
+
+
+def hits_lost(why: str, hits: int) -> None:
+    """So many hits could not be kept: the disk, the bound of all files, or a torn or unreadable record."""
+    _count(_hits_lost(why), hits)
+
+
+def hits_told(kind: str, actor: str, hits: int) -> None:
+    """So many hits have become events, or `unwanted` ones nothing."""
+    _count(_hits_told(kind, actor), hits)
+
+
+def hit_files(size: int) -> None:
+    """So many bytes of hits wait to be stored, on this node."""
+    _hit_files.set(size)
 
 
 def requested(operation: str, status: int, seconds: float) -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from mailerd.campaigns.analytics.retention import RetentionStore
 from mailerd.config import Config
 from mailerd.config.shaping import BUILTIN_NAME, ShapingRules, builtin_shaping, parse_shaping
 from mailerd.db import Pool
@@ -20,6 +21,7 @@ from mailerd.delivery.ledger import Ledger
 from mailerd.delivery.mta_sts import StsPolicies, StsStore
 from mailerd.delivery.notices import Notices
 from mailerd.delivery.personal import Personal
+from mailerd.delivery.rendering import NoRenderer, Renderer
 from mailerd.delivery.resolver import Resolver
 from mailerd.delivery.routing import Router
 from mailerd.delivery.settler import Settler
@@ -71,7 +73,7 @@ class Relay:
 
     `slot` is which of the node's `workers` this one is, from 0; `node` the installation among those that share the
     database; `rules` the shaping rules; `ledger` where the node counts, when not in its data directory; `secret` is
-    that of the installation (CredentialStore.secret).
+    that of the installation (CredentialStore.secret); `renderer` makes the content of mail that has none.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Relay:
         clock: Callable[[], datetime] = utc_now,
         silent_for: Callable[[], float] = lambda: 0.0,
         secret: bytes,
+        renderer: Renderer | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
@@ -121,6 +124,7 @@ class Relay:
             journal=self.journal,
             clock=clock,
             personal=self._personal,
+            renderer=renderer or NoRenderer(),
             suppressions=self._screening,
             signers=self._signers,
         )
@@ -194,6 +198,8 @@ class Relay:
             suppressions=self._screening,
             notices=self._notices,
             wake=self.dispatcher.wake,
+            worker=worker,
+            memory=self.dispatcher,
             idempotency=self.idempotency,
             ids=ids,
             clock=clock,
@@ -269,6 +275,7 @@ class Relay:
         await self.store.forget(now=now, bodies_before=first_id_at(bodies_before) if retention.bodies else None)
         await self.suppressions.forget(now)
         await AggregateStore(self._pool).forget(now - timedelta(seconds=retention.events))
+        await RetentionStore(self._pool).forget(now - timedelta(seconds=retention.events))
         await self.idempotency.forget(now - timedelta(seconds=retention.idempotency_keys))
         self._forget_after = time.monotonic() + pause_after(time.monotonic() - begun)
 

@@ -213,6 +213,7 @@ first_key: yes
             "m.yaml:1: sinks.log.streams[1]: there is no stream 'bulk': streams are transactional, marketing",
         ),
         ("http: {public_url: 'http://mail.example.com'}", "http.public_url: expected https"),
+        ("domains: {a.example: {tracking_url: 'javascript:x'}}", "domains.a.example.tracking_url: expected where"),
         ("http: {public_url: mail.example.com}", "http.public_url: expected where the world reaches us"),
         ("inbound: {complaints: [fbl], dmarc_reports: [fbl]}", "inbound.dmarc_reports[0]: 'fbl' is here twice"),
         ("inbound: {forward: {postmaster: ops}}", "inbound.forward.postmaster: expected an address"),

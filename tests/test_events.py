@@ -175,7 +175,7 @@ async def test_a_page_is_read_from_the_index_of_the_order_of_each_partition(pool
             await ensure_event_partitions(connection, NOW + timedelta(days=30 * month))
     async with events.in_order(pool) as connection:  # and there is so little in the tables that sorting would be cheap
         for statement in (events.AFTER, events.BEFORE):
-            rows = await connection.fetch(f"EXPLAIN (COSTS off) {statement}", 0, 0, 1000, None, None, None)
+            rows = await connection.fetch(f"EXPLAIN (COSTS off) {statement}", 0, 0, 1000, None, None, None, None)
             plan = [row[0].strip() for row in rows]
             scans = [line for line in plan if " on events_" in line]
             assert len(scans) > 12, plan

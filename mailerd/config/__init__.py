@@ -7,6 +7,7 @@ allowed`. `config/mailerd.yaml` is the annotated reference and equals the defaul
 from mailerd.config.reader import load, parse
 from mailerd.config.tree import (
     BlockList,
+    Campaigns,
     Config,
     Database,
     Delivery,
@@ -66,6 +67,7 @@ from mailerd.config.values import (
 __all__ = [
     "BlockList",
     "ByteRate",
+    "Campaigns",
     "Config",
     "Database",
     "Date",

@@ -251,17 +251,29 @@ def _is_bindable(host: str) -> bool:
 
 
 def check_public_url(config: Config) -> Findings:
-    if config.http is None or config.http.public_url is None:
-        return
+    if config.http is not None and config.http.public_url is not None:
+        yield from _public(("http", "public_url"), config.http.public_url)
+
+
+def check_tracking_urls(config: Config) -> Findings:
+    for name, domain in config.domains.items():
+        if domain.tracking_url is not None:
+            yield from _public(("domains", name, "tracking_url"), domain.tracking_url)
+            if config.http is None:
+                yield ("domains", name, "tracking_url"), "nobody answers there: http is null"
+
+
+def _public(key: tuple[str, ...], url: str) -> Findings:
+    """A URL that links in mail begin with."""
     try:
-        parts = urlsplit(config.http.public_url)
+        parts = urlsplit(url)
         fits = parts.scheme in ("https", "http") and parts.hostname and not (parts.query or parts.fragment)
     except ValueError:
         fits = False
-    if not fits or not config.http.public_url.isascii() or not config.http.public_url.isprintable():
-        yield ("http", "public_url"), "expected where the world reaches us, such as https://mail.example.com"
+    if not fits or not url.isascii() or not url.isprintable():
+        yield key, "expected where the world reaches us, such as https://mail.example.com"
     elif parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        yield ("http", "public_url"), "expected https: links in mail are clicked anywhere (RFC 8058 asks for it)"
+        yield key, "expected https: links in mail are clicked anywhere (RFC 8058 asks for it)"
 
 
 def check_inbound(config: Config) -> Findings:
@@ -451,6 +463,7 @@ CHECKS: tuple[tuple[frozenset[str], Callable[[Config], Findings]], ...] = (
     (frozenset({"listeners", "http", "sandbox"}), check_binds),
     (frozenset({"listeners", "sandbox"}), check_sandbox),
     (frozenset({"http"}), check_public_url),
+    (frozenset({"domains", "http"}), check_tracking_urls),
     (frozenset({"inbound"}), check_inbound),
     (frozenset({"domains", "tenants", "inbound", "listeners"}), check_return_paths),
     (frozenset({"routes", "upstreams"}), check_upstreams),

@@ -33,6 +33,7 @@ class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Database(Node, frozen=True):
     url: str | None = None  # null: the embedded server under data_dir; else postgresql://user:password@host:port/name
     connections: Annotated[int, Meta(ge=2, le=64)] = 4  # of each worker
+    reports_url: str | None = None  # a replica that reports read; null: the database itself
     shared_buffers: Size = Size(64 * 1024**2)  # of the embedded server
     max_wal_size: Size = Size(2 * 1024**3)  # of the embedded server
 
@@ -175,10 +176,14 @@ class DkimKey(Node, frozen=True):
 class SendingDomain(Node, frozen=True):
     dkim: tuple[DkimKey, ...] = ()
     return_path: Hostname | None = None  # bounces come back to addresses of this domain; null: that of the tenant
+    tracking_url: str | None = None  # where opens and clicks of its mail are counted; null: http.public_url
 
 
 class Tenant(Node, frozen=True):
     return_path: Hostname | None = None  # for sending domains that name none; null: the sender's own address stays
+    name: str = ""  # who writes, for the pages that readers see
+    postal_address: str = ""  # of campaigns that say none: they must have one (CAN-SPAM)
+    consent: Literal["implied", "required"] = "implied"  # required: campaigns reach only who has a record of consent
 
 
 class Inbound(Node, frozen=True):
@@ -238,6 +243,17 @@ class Upstream(Node, frozen=True):
     # ses: the ARN of the topic; sendgrid: its public key; mailgun: the signing key; postmark: user:password
     key: str | None = None
     key_file: FilePath | None = None
+
+
+class Campaigns(Node, frozen=True):
+    """Campaigns, and the tracking of what their readers do."""
+
+    pace: Rate = Rate(10_000, 60.0)  # of one campaign that says nothing else
+    batch: Annotated[int, Meta(ge=1, le=1_000)] = 200  # recipients handed over at a time
+    in_doubt: Literal["give_up", "retry"] = "give_up"  # a recipient who may have the mail already, after a crash
+    late_start: Duration = Duration(86_400)  # so late a scheduled campaign still begins; later it fails
+    max_import: Size = Size(2_000_000_000)  # of one file of contacts
+    scanners: tuple[Network, ...] = ()  # networks whose clicks are those of machines
 
 
 class Smtp(Node, frozen=True):
@@ -340,6 +356,7 @@ class Config(Node, frozen=True):
     webhooks: Webhooks = Webhooks()
     sinks: dict[str, Sink] = {}
     upstreams: dict[str, Upstream] = {}
+    campaigns: Campaigns = Campaigns()
     smtp: Smtp = Smtp()
     delivery: Delivery = Delivery()
     shaping: Shaping = Shaping()

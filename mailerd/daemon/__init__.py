@@ -136,7 +136,8 @@ class Daemon:
     async def _start_database(self) -> str:
         if self._config.database.url is not None:
             return self._config.database.url
-        connections = self._worker_count() * (self._config.database.connections + 2) + SPARE_CONNECTIONS
+        # Of a worker: its pool, what it listens by, those that hand campaigns over, and those of reports.
+        connections = self._worker_count() * (self._config.database.connections + 6) + SPARE_CONNECTIONS
         self._postgres = EmbeddedPostgres(self._data_dir.path, self._config.database, connections=connections)
         await self._postgres.start()
         self._spawn(self._postgres.watch(), "database")
@@ -192,7 +193,8 @@ class Daemon:
 
         names = self._config.inbound.complaints
         feedback = f"{names[0]}@{self._config.hostname}" if names else ""
-        self._sandbox = Sandbox(self._config.sandbox, self._data_dir.path / "sandbox", feedback=feedback)
+        links = (self._config.http.public_url or "") if self._config.http else ""
+        self._sandbox = Sandbox(self._config.sandbox, self._data_dir.path / "sandbox", feedback=feedback, links=links)
         try:
             await self._sandbox.start()
         except OSError as error:
@@ -268,7 +270,8 @@ class Daemon:
         from mailerd.queue.workers import WorkerStore
 
         assert self._pool is not None
-        store, node = WorkerStore(self._pool), self._data_dir.node()
+        keep_bodies = self._reloader is not None and self._reloader.config.retention.bodies > 0
+        store, node = WorkerStore(self._pool, keep_bodies=keep_bodies), self._data_dir.node()
         for worker in await store.all():
             if worker.node == node and pid in (None, worker.pid):
                 file = self._data_dir.path / "journal" / str(worker.number)

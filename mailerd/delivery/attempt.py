@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mailerd.delivery import consequences
 from mailerd.delivery.identity import FOREIGN, Identity
 from mailerd.delivery.notices import Notice, Notices, delay_is_due, wanted
 from mailerd.delivery.personal import Personal
+from mailerd.delivery.rendering import Renderer, Withheld
 from mailerd.delivery.routing import Route
 from mailerd.delivery.session import Session
 from mailerd.delivery.settler import Settler
@@ -29,7 +31,7 @@ from mailerd.queue.ids import format_message_id
 from mailerd.queue.journal import Journal
 from mailerd.queue.mail import Message, Recipient
 from mailerd.queue.retry import next_attempt
-from mailerd.queue.screening import SlowDatabaseError, Suppressed, Suppressions
+from mailerd.queue.screening import FRESH, HOLDS, SlowDatabaseError, Suppressed, Suppressions
 from mailerd.queue.store import QueueStore, Settled
 from mailerd.queue.suppression import REFUSAL, Suppression
 from mailerd.wire import dkim
@@ -40,6 +42,7 @@ log = structlog.get_logger()
 
 AWAY = (*LOST, asyncpg.InsufficientResourcesError)
 RETRY_AFTER = 0.5  # seconds, while the database is away
+DOUBTFUL = "its host may have taken the mail already: the reply was lost; it is not sent again"
 RETURNED = "returned to its sender by the operator of this mail system"
 
 
@@ -77,6 +80,7 @@ class Attempts:
         journal: Journal,
         clock: Callable[[], datetime],
         personal: Personal,
+        renderer: Renderer,
         suppressions: Suppressions,
         signers: Executor | None = None,
     ) -> None:
@@ -89,6 +93,7 @@ class Attempts:
         self._clock = clock
         self._signers = signers
         self._personal = personal
+        self._renderer = renderer
         self._suppressions = suppressions
 
     def alone(self, message: Message, route: Route) -> bool:
@@ -107,6 +112,7 @@ class Attempts:
         tried again. Raises SlowDatabaseError; what is left of the job is untried.
         """
         await self.give_up_expired(job)
+        await self._give_up_doubtful(job)
         if not job.recipients or not await self._load(job):
             return ()
         field = self._personal.field(job.message, job.recipients)
@@ -120,7 +126,7 @@ class Attempts:
             except AWAY:
                 await asyncio.sleep(RETRY_AFTER)
                 return None
-            if not job.recipients:
+            if not job.recipients or (job.message.render and not await self._still(job)):
                 return ()
             kept = session.sent > 0
             try:
@@ -154,7 +160,7 @@ class Attempts:
             require_tls=message.require_tls is True,
             rcpt_params=[dsn_parameters(recipient.notify, recipient.orcpt) for recipient in job.recipients],
             on_dot=lambda: self._open(job),
-            permit=None if message.credential == FOREIGN else _Permit(self._suppressions, job),
+            permit=None if message.credential == FOREIGN else _Permit(self._suppressions, self._renderer, job),
         )
 
     async def _screen(self, job: Job) -> None:
@@ -216,7 +222,9 @@ class Attempts:
             if where.source:
                 metrics.attempted_from(where.source, verdict.outcome, verdict.kind)
             data = _facts(recipient, result, where, milliseconds)
-            if verdict.outcome is Outcome.DEFERRED:
+            if verdict.outcome is Outcome.DELIVERED:
+                self._journal.delivered(job.message.id, recipient.n)
+            elif verdict.outcome is Outcome.DEFERRED:
                 settled.append(self._deferred(recipient, result, where, data, now, notices))
                 continue
             if verdict.outcome is Outcome.BOUNCED:
@@ -242,6 +250,8 @@ class Attempts:
         verdict = result.verdict
         recipient.last_reply = str(verdict)
         recipient.in_doubt |= result.in_doubt
+        if self._gives_up(recipient):
+            return Settled(recipient, _event(recipient, "recipient.in_doubt", data, now))
         due_at = next_attempt(
             verdict.kind,
             recipient.attempts,
@@ -300,15 +310,82 @@ class Attempts:
             settled.append(Settled(recipient, event, suppression=consequence))
         await self._finish(job.message, settled, notices, now)
 
+    def _gives_up(self, recipient: Recipient) -> bool:
+        """Is this recipient, who may have the mail already, not to get it once more?"""
+        return recipient.in_doubt and recipient.message.render != "" and self._config.campaigns.in_doubt == "give_up"
+
+    async def _give_up_doubtful(self, job: Job) -> None:
+        doubtful = [recipient for recipient in job.recipients if self._gives_up(recipient)]
+        if not doubtful:
+            return
+        now = self._clock()
+        job.recipients = [recipient for recipient in job.recipients if not self._gives_up(recipient)]
+        facts = {"text": DOUBTFUL}
+        await self._finish(
+            job.message,
+            [
+                Settled(
+                    recipient, _event(recipient, "recipient.in_doubt", facts | {"attempts": recipient.attempts}, now)
+                )
+                for recipient in doubtful
+            ],
+            [],
+            now,
+        )
+
     async def _load(self, job: Job) -> bool:
-        """Make sure that the content is in memory; False when the message is gone, and the job with it."""
+        """Make sure that the content is in memory; False when there is none, and the job is over."""
         message = job.message
+        if message.render:
+            return message.content is not None or await self._render(job)
         message.content = await self._read(message)
         if message.content is not None:
             return True
         log.warning("message.missing", message=format_message_id(message.id))
         self._settler.add([Settled(recipient, None) for recipient in job.recipients])
         return False
+
+    async def _render(self, job: Job) -> bool:
+        message, recipient = job.message, job.recipients[0]
+        asked_at = time.monotonic()
+        rendered = await self._rendered(message, recipient)
+        if isinstance(rendered, Withheld):
+            await self._withhold(job, rendered)
+            return False
+        message.rendered_at = asked_at
+        message.content = rendered
+        message.eight_bit = not rendered.isascii()
+        message.signature = None
+        return True
+
+    async def _withhold(self, job: Job, why: Withheld) -> None:
+        now = self._clock()
+        (recipient,) = job.recipients
+        log.info("recipient.withheld", message=format_message_id(job.message.id), reason=why.reason)
+        facts = {"reason": why.reason, "detail": why.detail}
+        event = _event(recipient, "recipient.withheld", facts, now)
+        await self._finish(job.message, [Settled(recipient, event)], [], now)
+
+    async def _still(self, job: Job) -> bool:
+        """May what was rendered still be sent? If not, that is settled."""
+        try:
+            why = await _still(self._renderer, job)
+        except AWAY as error:
+            log.warning("rendering.awaited", message=format_message_id(job.message.id), error=str(error))
+            await asyncio.sleep(RETRY_AFTER)
+            return True  # it is asked again before DATA
+        if why is not None:
+            await self._withhold(job, why)
+        return why is None
+
+    async def _rendered(self, message: Message, recipient: Recipient) -> bytes | Withheld:
+        """What the renderer says, however long the database is away."""
+        while True:
+            try:
+                return await self._renderer.render(message, recipient)
+            except AWAY as error:
+                log.warning("rendering.awaited", message=format_message_id(message.id), error=str(error))
+            await asyncio.sleep(RETRY_AFTER)
 
     async def _read(self, message: Message) -> bytes | None:
         """The content, from memory or the database, however long that is away; None when the message is gone."""
@@ -375,25 +452,44 @@ class Attempts:
 
 
 class _Permit:
-    """May the job be sent, as far as suppressions go? A transaction.Permit."""
+    """May the job be sent, as far as suppressions and whoever renders it go? A transaction.Permit."""
 
-    __slots__ = ("_job", "_suppressions")
+    __slots__ = ("_job", "_renderer", "_suppressions")
 
-    def __init__(self, suppressions: Suppressions, job: Job) -> None:
+    def __init__(self, suppressions: Suppressions, renderer: Renderer, job: Job) -> None:
         self._suppressions = suppressions
+        self._renderer = renderer
         self._job = job
 
     def good(self) -> bool:
-        return self._suppressions.cleared(self._job.recipients)
+        return self._suppressions.cleared(self._job.recipients) and _since(self._job.message, FRESH)
 
     def was_good(self) -> bool:
-        return self._suppressions.held(self._job.recipients)
+        return self._suppressions.held(self._job.recipients) and _since(self._job.message, HOLDS)
 
     async def renew(self) -> bool:
         try:
-            return not await self._suppressions.clear(self._job.recipients)
+            if await self._suppressions.clear(self._job.recipients):
+                return False
+            return not self._job.message.render or await _still(self._renderer, self._job) is None
         except (*AWAY, SlowDatabaseError):
             return False
+
+
+def _since(message: Message, seconds: float) -> bool:
+    """Was it asked so lately whether the mail may be sent, if anybody is to be asked?"""
+    return not message.render or message.rendered_at >= time.monotonic() - seconds
+
+
+async def _still(renderer: Renderer, job: Job) -> Withheld | None:
+    """Ask again, unless it was asked just now."""
+    if _since(job.message, FRESH):
+        return None
+    asked_at = time.monotonic()
+    why = await renderer.still(job.message, job.recipients[0])
+    if why is None:
+        job.message.rendered_at = asked_at
+    return why
 
 
 def _dismissed(transaction: Transaction) -> bool:
@@ -402,7 +498,7 @@ def _dismissed(transaction: Transaction) -> bool:
 
 
 def _notify(notices: list[Notice], notice: Notice) -> None:
-    if wanted(notice.recipient, notice.action):
+    if not notice.recipient.message.render and wanted(notice.recipient, notice.action):  # campaigns have their ledger
         notices.append(notice)
 
 

@@ -94,6 +94,7 @@ class Dispatcher:
         self._astray = False  # a claim may have been committed without our hearing of it
         self._wake = asyncio.Event()
         self._hungry = False  # there was more to claim than fitted
+        self._cut: set[str] = set()  # campaigns that may have had more to claim than their share
         # Of the loop's clock: until then queues have their turns at connections that are full.
         self._lined_up_until = 0.0
         self._flows = FLOWS_AT_ONCE  # that the last look found mail of
@@ -135,6 +136,7 @@ class Dispatcher:
             or recipients[0].due_at > message.accepted_at
             or not self._memory.has_room_for(message)
             or any(self._memory.crowded(recipient.queue) for recipient in recipients)
+            or (message.render and not self._memory.room_of_campaign(message.flow, message.weight))
             or not self._sources.of(message.pool)
             or self._would_wait(message)
         ):
@@ -181,11 +183,24 @@ class Dispatcher:
         """Give back the room of a message that was not committed after all."""
         self.release(message.recipients)
 
+    def strayed(self) -> None:
+        """Mail was dropped that may have been committed as ours: look for it, and free it."""
+        self._astray = True
+        self._wake.set()
+
+    def room_of_campaign(self, flow: str, weight: int) -> int:
+        """How many more messages of so many bytes, of one campaign, would be kept in memory."""
+        return 0 if self._stopping else self._memory.room_of_campaign(flow, weight)
+
     def release(self, recipients: Sequence[Recipient]) -> None:
         """These are settled."""
         self._memory.release(recipients)
         if self._hungry and self._memory.half_empty:
             self._wake.set()
+        elif self._cut:
+            flows = self._cut & {recipient.message.flow for recipient in recipients}
+            if any(self._memory.room_to_claim_of_campaign(flow) > self._memory.of_flow[flow] for flow in flows):
+                self._wake.set()
 
     # mail in hand
 
@@ -405,6 +420,7 @@ class Dispatcher:
             flows=FLOWS_AT_ONCE,
             queues=max(LEAST_OF_FLOW, QUEUES_AT_ONCE // max(1, self._flows)),
         )
+        self._cut.clear()
         self._flows = len({(queue.lane, queue.flow) for queue in queues})
         more = self._next_turns(last, lanes)
         self._starving.clear()
@@ -451,11 +467,12 @@ class Dispatcher:
         put_off: dict[Queue, Wait] = {}
         fitting: dict[int, dict[str, dict[int, dict[str, list[tuple[Queue, int]]]]]] = {}
         promised: dict[Key, int] = {}
+        of_flows: dict[str, int] = {}
         for queue in queues:
             found = self._room(queue, promised)
             if isinstance(found, Wait):
                 put_off[queue] = found
-            elif found > 0:
+            elif (found := self._of_campaign(queue, found, of_flows)) > 0:
                 tenants = fitting.setdefault(queue.lane // LEVELS, {})
                 flows = tenants.setdefault(parts_of_flow(queue.flow)[0], {}).setdefault(queue.lane, {})
                 flows.setdefault(queue.flow, []).append((queue, found))
@@ -508,6 +525,18 @@ class Dispatcher:
         if soonest.full is None and before < UNKNOWN_ROOM:
             return UNKNOWN_ROOM - before
         return soonest._replace(seconds=min(soonest.seconds, POLL))
+
+    def _of_campaign(self, queue: Queue, found: int, of_flows: dict[str, int]) -> int:
+        """How much of what has room a campaign may have, so that there is some for others."""
+        flow = queue.flow
+        if found <= 0 or queue.lane < FIRST_LANES or not parts_of_flow(flow)[1]:
+            return found
+        left = self._memory.room_to_claim_of_campaign(flow) - of_flows.get(flow, 0)
+        if left < found:
+            self._cut.add(flow)
+            found = max(0, left)
+        of_flows[flow] = of_flows.get(flow, 0) + min(found, math.ceil(self._each))
+        return found
 
     def _room_of(self, destination: Destination | None, path: Path, promised: int, *, first: bool) -> int | Wait:
         wait = self._traffic.wait_of(path)

@@ -49,8 +49,9 @@ from mailerd.delivery.traffic import Traffic
 from mailerd.delivery.verdict import Outcome
 from mailerd.delivery.warmup_budgets import WarmUps, WarmUpStore
 from mailerd.queue.control import Selection
+from mailerd.queue.ids import names_campaign
 from mailerd.queue.mail import Queue
-from mailerd.queue.suppression import SuppressionStore, Wanted
+from mailerd.queue.suppression import CAMPAIGNS, SuppressionStore, Wanted
 from mailerd.queue.trace import TraceStore
 from mailerd.queue.views import QueueView
 from mailerd.queue.waiting import WaitingStore, WaitingView
@@ -637,7 +638,8 @@ def _mail_of(view: WaitingView) -> Mail:
 
 
 def _wanted_of(view: WaitingView) -> Wanted:
-    return Wanted(view.address, view.tenant, view.stream, view.topic)
+    beside = CAMPAIGNS if names_campaign(view.campaign) else ""
+    return Wanted(view.address, view.tenant, view.stream, view.topic, beside)
 
 
 def _refused(made: Destination, route: NoRoute) -> Destination:

@@ -25,6 +25,7 @@ class Memory:
         self.recipients = 0
         self.bytes = 0
         self.of_queue: Counter[str] = Counter()
+        self.of_flow: Counter[str] = Counter()
         self.in_hand: Counter[tuple[int, int]] = Counter()  # twice, for a moment, what is claimed as it is put back
 
     def reconfigure(self, limits: Delivery) -> None:
@@ -36,8 +37,28 @@ class Memory:
         limits = self._limits
         return (
             self.recipients + len(message.recipients) <= limits.memory_messages * share
-            and self.bytes + message.size <= limits.memory_bytes * share
+            and self.bytes + message.weight <= limits.memory_bytes * share
         )
+
+    def room_to_accept(self, weight: int) -> int:
+        """How many more accepted bulk messages of this weight and one recipient fit."""
+        limits = self._limits
+        recipients = limits.memory_messages * ACCEPTED - self.recipients
+        return max(0, int(min(recipients, (limits.memory_bytes * ACCEPTED - self.bytes) / weight)))
+
+    def room_of_campaign(self, flow: str, weight: int) -> int:
+        """How many more of one campaign are accepted: with them it holds half as much as is free then, at most.
+
+        So however many campaigns are stuck, there is room for one that is not.
+        """
+        return self._share_left(flow, self.room_to_accept(weight))
+
+    def room_to_claim_of_campaign(self, flow: str) -> int:
+        """The same of what may be claimed."""
+        return self._share_left(flow, self.room_to_claim(first=False))
+
+    def _share_left(self, flow: str, room: int) -> int:
+        return max(0, -(-(room - 2 * self.of_flow[flow]) // 3))
 
     def room_to_claim(self, *, first: bool) -> int:
         """Recipients that may be claimed; `first`: of the lanes that go first."""
@@ -62,7 +83,8 @@ class Memory:
         """It is in our hands now."""
         message.in_hand = len(message.recipients)
         self.recipients += message.in_hand
-        self.bytes += message.size
+        self.bytes += message.weight
+        self.of_flow[message.flow] += message.in_hand
         for recipient in message.recipients:
             self.of_queue[recipient.queue] += 1
             self.in_hand[message.id, recipient.n] += 1
@@ -74,9 +96,12 @@ class Memory:
             self.recipients -= 1
             message.in_hand -= 1
             if not message.in_hand:
-                self.bytes -= message.size
+                self.bytes -= message.weight
                 # Message and recipients refer to each other: what is large must not wait for the garbage collector.
                 message.content = message.signature = None
+            self.of_flow[message.flow] -= 1
+            if not self.of_flow[message.flow]:
+                del self.of_flow[message.flow]
             queue = recipient.queue
             self.of_queue[queue] -= 1
             if not self.of_queue[queue]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mailerd.config import Config
 from mailerd.queue.mail import Message, Recipient
+from mailerd.queue.suppression import CAMPAIGNS
 from mailerd.wire.address import domain_to_ascii, with_parents
 from mailerd.wire.srs import is_srs
 from mailerd.wire.tokens import Tokens
@@ -97,8 +98,8 @@ class Personal:
         if not message.unsubscribe or len(recipients) != 1:
             return b""
         ways = []
-        if link := self._link(message, recipients[0]):
-            ways.append(link)
+        if link := self.link(message, recipients[0]):
+            ways.append(f"<{link}>")
         if domain := self.domain(message):
             token = self._unsubscribes.make(message.id, recipients[0].n)
             ways.append(f"<mailto:{UNSUBSCRIBE}{token}@{domain}?subject=unsubscribe>")
@@ -116,13 +117,16 @@ class Personal:
             return b""
         return UPSTREAM_FIELDS[kind].format(self._bounces.make(message.id, recipients[0].n)).encode()
 
-    def _link(self, message: Message, recipient: Recipient) -> str:
-        """Where one click unsubscribes; "" without a public URL, or when no line can hold it."""
+    def link(self, message: Message, recipient: Recipient) -> str:
+        """Where one click unsubscribes; "" without a public URL, or when no line can hold it.
+
+        Of a campaign it is from campaigns, whichever stream this one goes out on.
+        """
         if not self._url:
             return ""
         subscription = Subscription(
             message.tenant,
-            message.stream,
+            CAMPAIGNS if message.render else message.stream,
             message.topic,
             message.campaign,
             recipient.address,
@@ -131,7 +135,7 @@ class Personal:
         )
         # What a campaign was called is known from the message as well; its name may be long.
         for each in (subscription, subscription._replace(campaign="")):
-            link = f"<{self._url}/u/{each.seal(self._unsubscribes)}>"
-            if len(link) < MAX_LINE - 1:  # a space before, a comma behind
+            link = f"{self._url}/u/{each.seal(self._unsubscribes)}"
+            if len(link) < MAX_LINE - 3:  # a space and < before, > and a comma behind
                 return link
         return ""

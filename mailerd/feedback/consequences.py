@@ -13,7 +13,9 @@ from mailerd.delivery.verdict import Action, Outcome, Verdict
 from mailerd.events import Event
 from mailerd.feedback.joining import Subject, Trust
 from mailerd.feedback.reading import Reported
-from mailerd.queue.suppression import Reason, Suppression, bound_tenant, normalised
+from mailerd.feedback.reading.dsn import without_xtext
+from mailerd.queue.ids import names_campaign
+from mailerd.queue.suppression import CAMPAIGNS, Reason, Suppression, bound_tenant, normalised
 from mailerd.wire.smtp import printable
 from mailerd.wire.unsubscribe import Subscription
 
@@ -113,10 +115,14 @@ def of_complaint(
 
 
 def of_unsubscribe(subject: Subject) -> Consequences:
-    """A reader leaves the stream, or of it the topic. Who came back since, and leaves again by old mail, may do so."""
+    """A reader leaves the stream, or of it the topic. Who came back since, and leaves again by old mail, may do so.
+
+    Of a campaign he leaves campaigns, whichever stream it went out on.
+    """
     sent = subject.sent
+    stream = CAMPAIGNS if names_campaign(sent.campaign) else sent.stream
     subscription = Subscription(
-        sent.tenant, sent.stream, sent.topic, sent.campaign, subject.address, sent.message_id, subject.n
+        sent.tenant, stream, sent.topic, sent.campaign, subject.address, sent.message_id, subject.n
     )
     return Consequences("unsubscribed", subscription=subscription)
 
@@ -140,8 +146,9 @@ def _unverified(subject: Subject, trust: Trust) -> bool:
 
 def _names_another(said: Reported, address: str) -> bool:
     named = [normalised(each) for each in (said.original, said.address) if each]
-    wanted = normalised(address)
-    return bool(named) and wanted not in named and wanted.rpartition("@")[0] not in named  # a host may say `bob` alone
+    wanted = {normalised(address), normalised(without_xtext(address))}
+    wanted |= {each.rpartition("@")[0] for each in wanted}  # a host may say `bob` alone
+    return bool(named) and wanted.isdisjoint(named)
 
 
 def _facts(meant: Verdict, found: Found) -> dict[str, Any]:

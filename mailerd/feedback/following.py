@@ -13,6 +13,7 @@ gets a connection, in whose transaction the position moves too, so each event co
 all nodes that run one name, one reads; another takes over within seconds when it dies.
 
 `types` and `streams` are of events as they stand in the database (`feedback.names.inside` translates), None: all.
+`campaigns` is how the names of campaigns begin. Of the `limit` events that are looked at only those that fit are read.
 `start` says where one begins that never followed: "now" or "beginning".
 """
 
@@ -74,6 +75,7 @@ class Following:
         start: Start = "now",
         types: Sequence[str] | None = None,
         streams: Sequence[str] | None = None,
+        campaigns: str | None = None,
         limit: int = LIMIT,
     ) -> None:
         """Follow until `stop()` or cancelled; each event at least once. Raises nothing: trouble is waited out."""
@@ -84,7 +86,7 @@ class Following:
             if not await self._positions.move(name, position, page.position):
                 raise Moved
 
-        await self._run(_Follower(name, step, start, types, streams, limit))
+        await self._run(_Follower(name, step, start, types, streams, campaigns, limit))
 
     async def run_within(
         self,
@@ -94,6 +96,7 @@ class Following:
         start: Start = "now",
         types: Sequence[str] | None = None,
         streams: Sequence[str] | None = None,
+        campaigns: str | None = None,
         limit: int = LIMIT,
     ) -> None:
         """As `run`, with `read(events, connection)` in the transaction that moves the position: exactly once."""
@@ -106,7 +109,7 @@ class Following:
                 if page.events:
                     await read(page.events, connection)
 
-        await self._run(_Follower(name, step, start, types, streams, limit))
+        await self._run(_Follower(name, step, start, types, streams, campaigns, limit))
 
     async def end(self, name: str, patience: float = STOP) -> None:
         """Let one follower finish the page under way and end; what is not finished by then is cut off, and comes again.
@@ -169,7 +172,11 @@ class Following:
                 if position is None:
                     position = await self._begin(follower)
                 page = await self._events.after(
-                    position, limit=follower.limit, types=follower.types, streams=follower.streams
+                    position,
+                    limit=follower.limit,
+                    types=follower.types,
+                    streams=follower.streams,
+                    campaigns=follower.campaigns,
                 )
                 if page.position != position:
                     await follower.step(follower.name, position, page)
@@ -222,6 +229,7 @@ class _Follower:
         start: Start,
         types: Sequence[str] | None,
         streams: Sequence[str] | None,
+        campaigns: str | None,
         limit: int,
     ) -> None:
         self.name = name
@@ -229,6 +237,7 @@ class _Follower:
         self.start = start
         self.types = types
         self.streams = streams or None
+        self.campaigns = campaigns
         self.limit = limit
         self.stopping = asyncio.Event()
 

@@ -10,6 +10,11 @@
     recipient.complained    email.complained
     recipient.unsubscribed  email.unsubscribed
     recipient.suppressed    email.suppressed
+    recipient.withheld      email.suppressed, when a campaign's mail turned out not to be sent: reason and detail
+    recipient.in_doubt      email.failed, reason in_doubt: a crash hides whether the host took it; not tried again
+    recipient.opened        email.opened, by whom: actor and reasons
+    recipient.clicked       email.clicked, the same and the link
+    campaign.started …      campaign.started, .paused, .resumed, .completed, .cancelled, .failed
     suppression.added       suppression.added
     suppression.removed     suppression.removed
     webhook.disabled        webhook.disabled
@@ -41,6 +46,16 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "recipient.complained": ("email.complained",),
     "recipient.unsubscribed": ("email.unsubscribed",),
     "recipient.suppressed": ("email.suppressed",),
+    "recipient.withheld": ("email.suppressed",),
+    "recipient.in_doubt": ("email.failed",),
+    "recipient.opened": ("email.opened",),
+    "recipient.clicked": ("email.clicked",),
+    "campaign.started": ("campaign.started",),
+    "campaign.paused": ("campaign.paused",),
+    "campaign.resumed": ("campaign.resumed",),
+    "campaign.completed": ("campaign.completed",),
+    "campaign.cancelled": ("campaign.cancelled",),
+    "campaign.failed": ("campaign.failed",),
     "suppression.added": ("suppression.added",),
     "suppression.removed": ("suppression.removed",),
     "webhook.disabled": ("webhook.disabled",),
@@ -65,6 +80,9 @@ SAID = (
 # Of a message that was not taken there is nothing but who was suppressed.
 SPEAKS_FOR_ALL = ("message.accepted", "recipient.suppressed")
 TIMES = ("since", "expires_at")
+FAILURES = ("expired", "cancelled", "in_doubt")
+ENGAGEMENTS = ("recipient.opened", "recipient.clicked")
+ENGAGED = ("actor", "reasons", "rules", "url", "link", "ip", "user_agent")
 UNDETERMINED = frozenset({"", "other", "policy"})
 
 
@@ -72,7 +90,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was said of one recipient. `class` is the word of our taxonomy, `remote` the host that said it.
 
     `type` is of bounces: Permanent (do not mail this address again), Transient (it may work another time) or
-    Undetermined. `reason` is of failures: expired or cancelled. `late`: the host had taken the mail at first.
+    Undetermined. `reason` is of failures: expired, cancelled or in_doubt. `late`: the host had taken the mail at first.
     """
 
     type: Literal["", "Permanent", "Transient", "Undetermined"] = ""
@@ -88,8 +106,8 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class EventData(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which mail to whom; one of `outcome`, `complaint`, `unsubscribe`, `suppression` and
-    `webhook` says the rest.
+    """Which mail to whom; one of `outcome`, `complaint`, `unsubscribe`, `suppression`, `engagement`, `webhook` and (of
+    campaigns) `details` says the rest.
 
     Fields without a value are left out. `from` is the envelope sender, `message_id` the header field, `recipient` the
     number of the recipient within the email.
@@ -112,6 +130,8 @@ class EventData(Struct, frozen=True, kw_only=True, omit_defaults=True):
     unsubscribe: dict[str, Any] | None = None
     suppression: dict[str, Any] | None = None
     webhook: dict[str, Any] | None = None
+    engagement: dict[str, Any] | None = None
+    details: dict[str, Any] | None = None
 
 
 class OutsideEvent(Struct, frozen=True, kw_only=True):
@@ -200,18 +220,20 @@ def _data(event: Event, own: Mapping[str, Any], common: Mapping[str, Any], sched
         outcome=_outcome(event.type, own),
         complaint=_said(own) if event.type == "recipient.complained" else None,
         unsubscribe=_said(own) if event.type == "recipient.unsubscribed" else None,
-        suppression=_said(own) if "suppress" in event.type else None,
+        suppression=_said(own) if "suppress" in event.type or event.type == "recipient.withheld" else None,
         webhook=_endpoint(own) if event.type == "webhook.disabled" else None,
+        engagement=_engagement(own) if event.type in ENGAGEMENTS else None,
+        details=dict(own) if event.type.startswith("campaign.") else None,
     )
 
 
 def _outcome(type_: str, own: Mapping[str, Any]) -> Outcome | None:
     word = type_.rpartition(".")[2]
-    if word not in ("delivered", "deferred", "bounced", "expired", "cancelled"):
+    if word not in ("delivered", "deferred", "bounced", *FAILURES):
         return None
     return Outcome(
         type=_bounce_type(own) if word == "bounced" else "",
-        reason=word if word in ("expired", "cancelled") else "",
+        reason=word if word in FAILURES else "",
         class_=str(own.get("kind", "")),
         code=int(own.get("code") or 0),
         enhanced=str(own.get("enhanced", "")),
@@ -242,6 +264,11 @@ def _said(own: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(scope, Mapping):
         said.update({name: scope[name] for name in ("stream", "topic") if scope.get(name)})
     return said
+
+
+def _engagement(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Who opened or clicked, as far as can be told, and what."""
+    return {name: own[name] for name in ENGAGED if own.get(name) not in (None, "", [])}
 
 
 def _endpoint(own: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,15 @@ class Idempotency:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What is answered now."""
+
+    status: int
+    response: bytes
+    headers: tuple[tuple[str, str], ...] = ()  # not told again
+
+
+@dataclass(frozen=True, slots=True)
 class Replayed:
     """This was done before; the answer given then."""
 
@@ -67,15 +76,36 @@ class IdempotencyStore:
         What `effect` raises undoes both. When the database goes away meanwhile nobody knows whether it was done: that
         error comes out as it is, and the same request may be sent again, which tells.
         """
+
+        async def work(connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> Answer:
+            await effect(connection)
+            return Answer(status, response)
+
+        done = await self.answer(request, work)
+        return None if isinstance(done, Answer) else done
+
+    async def answer(
+        self,
+        request: Idempotency,
+        work: Callable[["asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"], Awaitable[Answer]],
+    ) -> Answer | Replayed | Conflict:
+        """As `once`, with an answer that only the work knows, such as the id of what it made."""
         name = "\x1f".join(_names(request))
         async with self._pool.acquire() as connection, connection.transaction():
             if not await connection.fetchval(TRY_LOCK, name):
                 return Conflict.IN_PROGRESS
             if (earlier := _earlier(request, await connection.fetchrow(FIND, *_names(request)))) is not None:
                 return earlier
-            await effect(connection)
-            await connection.execute(REMEMBER, *_names(request), request.fingerprint, status, response)
-        return None
+            answer = await work(connection)
+            await connection.execute(REMEMBER, *_names(request), request.fingerprint, answer.status, answer.response)
+        return answer
+
+    async def transact(
+        self, work: Callable[["asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"], Awaitable[Answer]]
+    ) -> Answer:
+        """The same for a request without a key: in a transaction, and every time."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            return await work(connection)
 
     async def find(self, request: Idempotency) -> Replayed | Conflict | None:
         """The answer given to an earlier request of this name, if there was one."""

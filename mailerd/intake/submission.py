@@ -18,6 +18,8 @@ from mailerd.events import Event
 from mailerd.intake.allowance import Allowance, Allowances
 from mailerd.intake.credentials import Credential
 from mailerd.intake.envelope import Envelope, Origin, Receipt
+from mailerd.intake.hand_over import HandOver, room
+from mailerd.intake.hand_over import Memory as HandOverMemory
 from mailerd.intake.idempotency import Conflict, Idempotency, IdempotencyStore, Replayed
 from mailerd.intake.suppressed import leave_out
 from mailerd.intake.wishes import FOR_US, TLS_NOT_REQUIRED, Wishes, read_wishes
@@ -58,10 +60,14 @@ class Submitter:
         idempotency: IdempotencyStore,
         ids: IdMaker,
         clock: Callable[[], datetime],
+        worker: int,
+        memory: HandOverMemory,
         workers: int = 1,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
+        self._worker = worker
+        self._memory = memory
         self._commit = commit
         self._store = store
         self._suppressions = suppressions
@@ -144,6 +150,21 @@ class Submitter:
         await self._store.accept([message], accepted, {}, connection)
         _log_accepted(message, origin)
         return _receipt(message)
+
+    def hand_over(self) -> HandOver:
+        """For mail that is rendered when it is sent, of one transaction of whoever writes to many."""
+        return HandOver(
+            self._config,
+            worker=self._worker,
+            store=self._store,
+            memory=self._memory,
+            ids=self._ids,
+            clock=self._clock,
+        )
+
+    def room(self, tenant: str, campaign: str) -> int:
+        """How much of such mail of a campaign this worker would keep in memory now."""
+        return room(self._memory, tenant, campaign)
 
     def wake(self) -> None:
         """Mail has come into the queue by `submit_within`."""

@@ -14,7 +14,15 @@ VALUES = {letter: value for value, letter in enumerate(ALPHABET)}
 COUNTER_BITS = 10
 WORKER_BITS = 11
 SUPPRESSION = "sup_"
-IMPORT = "imp_"
+IMPORT = "imp_"  # of suppressions
+CONTACT = "con_"
+LIST = "lst_"
+SEGMENT = "seg_"
+TAG = "tag_"
+CONSENT = "cst_"
+CONTACT_IMPORT = "cim_"
+TEMPLATE = "tpl_"
+CAMPAIGN = "cmp_"
 
 
 class IdMaker:
@@ -76,3 +84,12 @@ def parse_id(prefix: str, text: str) -> int:
     if digits == text or not digits.isascii() or not digits.isdigit() or digits[0] == "0" or len(digits) > 18:
         raise ValueError(f"{text[:40]!r} is not an id such as {prefix}17")
     return int(digits)
+
+
+def names_campaign(text: str) -> bool:
+    """Whether mail with that `campaign` is of a campaign of ours, `cmp_17`, not of a name that a client chose."""
+    try:
+        parse_id(CAMPAIGN, text)
+    except ValueError:
+        return False
+    return True

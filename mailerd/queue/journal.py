@@ -1,9 +1,9 @@
 """The worker's journal: which recipients may have been delivered although no reply is recorded yet.
 
-A small file mapped into memory. A slot is written right before the final dot of a transaction is sent and cleared when
-the result is in the database. kill -9 leaves the page cache intact, so whoever cleans up after the worker reads exactly
-what was open. A crash of the whole machine may not: the file carries the boot id, and one of another boot is not
-believed.
+A small file mapped into memory. A slot is written right before the final dot of a transaction is sent, changed when the
+host says that it has taken the mail, and cleared when the result is in the database. kill -9 leaves the page cache
+intact, so whoever cleans up after the worker reads exactly what was open, and what was delivered. A crash of the whole
+machine may not: the file carries the boot id, and one of another boot is not believed.
 """
 
 import mmap
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-SLOT = struct.Struct("<qi")  # message id, n; a free slot has message id 0
+SLOT = struct.Struct("<qi")  # message id, n, or -n once the host has taken it; a free slot has message id 0
 HEADER = 64  # bytes: the boot id
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -41,6 +41,11 @@ class Journal:
             offset = self._taken[message_id, n] = self._free.pop()
             SLOT.pack_into(self._map, offset, message_id, n)
 
+    def delivered(self, message_id: int, n: int) -> None:
+        """The host has taken it, which is not in the database yet."""
+        if (offset := self._taken.get((message_id, n))) is not None:
+            SLOT.pack_into(self._map, offset, message_id, -n)
+
     def close(self, message_id: int, n: int) -> None:
         """The result for this recipient is in the database."""
         offset = self._taken.pop((message_id, n), None)
@@ -63,7 +68,7 @@ class Journal:
 
 
 def read(path: Path) -> list[tuple[int, int]] | None:
-    """What a dead worker left open; None when the file cannot tell."""
+    """What a dead worker left open, (message id, n), or (message id, -n) if it was delivered; None: it cannot tell."""
     try:
         data = path.read_bytes()
     except OSError:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 PRIORITIES = ("high", "normal", "low")
 NORMAL = PRIORITIES.index("normal")
+UNRENDERED = 2_000  # bytes of a message without content, and its recipient, in memory
 
 
 class Queue(NamedTuple):
@@ -35,8 +36,10 @@ class Message:
     `labels` is the sender's own map, given back on every event. `signature` holds the DKIM-Signature headers once they
     are made. Mail of a lower `lane` goes first: precedence of the stream * 3 + priority (0 high, 1 normal, 2 low).
     `require_tls` is that of RFC 8689: True REQUIRETLS, False "TLS-Required: No". `topic` is what its reader may
-    unsubscribe from within the stream, `unsubscribe` asks for the header fields by which. `flow`, made of the others,
-    says who competes for a turn.
+    unsubscribe from within the stream, `unsubscribe` asks for the header fields by which. `render` is what its content
+    is made from right before it is sent, in the words of whoever renders; such a message has one recipient, and in the
+    database no content; `rendered_at` is when it was asked last whether it may be sent, of the monotonic clock of this
+    process. `flow`, made of the others, says who competes for a turn.
     """
 
     id: int
@@ -59,10 +62,17 @@ class Message:
     require_tls: bool | None = None
     topic: str = ""
     unsubscribe: bool = False
+    render: str = ""
     recipients: list["Recipient"] = field(default_factory=list)
     in_hand: int = 0
     signature: bytes | None = None
+    rendered_at: float = -inf
     flow: str = field(init=False)
+
+    @property
+    def weight(self) -> int:
+        """Bytes that it takes in memory while it waits."""
+        return UNRENDERED if self.render else self.size
 
     def __post_init__(self) -> None:
         self.flow = flow_name(self.tenant, self.campaign, self.lane)

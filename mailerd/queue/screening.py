@@ -29,14 +29,16 @@ from typing import NamedTuple
 import structlog
 
 from mailerd.errors import MailerdError
-from mailerd.queue.mail import Recipient
-from mailerd.queue.suppression import GRACE, Suppression, SuppressionStore, Wanted
+from mailerd.queue.mail import Message, Recipient
+from mailerd.queue.suppression import CAMPAIGNS, GRACE, Suppression, SuppressionStore, Wanted
 
 log = structlog.get_logger()
 
 FRESH = GRACE - 0.02  # seconds from a query until we begin to write
 HOLDS = GRACE - 0.002  # seconds from a query until DATA has left; a timer may ring a millisecond early
 AT_ONCE = 500  # addresses of one query
+FEW = 16  # questions that are worth a query of their own
+GATHER = 0.005  # seconds between queries with fewer
 # Seconds, while each answer is too old to be used when it comes: from one question to the next, and in all.
 ASK_AFTER, ASK_AFTER_MOST = 0.05, 1.0
 ASK_FOR = 5.0
@@ -116,10 +118,7 @@ class Suppressions:
         found: list[Suppressed] = []
         for start in range(0, len(recipients), AT_ONCE):
             part = recipients[start : start + AT_ONCE]
-            wanted = [
-                Wanted(recipient.address, recipient.message.tenant, recipient.message.stream, recipient.message.topic)
-                for recipient in part
-            ]
+            wanted = [_wanted(recipient.address, recipient.message) for recipient in part]
             asked_at, answers = await self._ask(wanted)
             for recipient, suppression in zip(part, answers, strict=True):
                 recipient.cleared = asked_at if suppression is None else -math.inf
@@ -144,8 +143,12 @@ class Suppressions:
     async def _run(self) -> None:
         try:
             while self._waiting:
-                if batch := self._take():
+                batch = self._take()
+                if batch:
                     await self._answer(batch)
+                # Where several ask at a time, who comes soon shares the next query; who asks alone waits for nobody.
+                if len(self._waiting) < FEW and (len(batch) > 1 or self._waiting):
+                    await asyncio.sleep(GATHER)
         finally:
             self._running = None
 
@@ -183,3 +186,7 @@ class Suppressions:
         if now >= self._told + TELL_EVERY:
             self._told = now
             log.warning(what, **facts)
+
+
+def _wanted(address: str, message: Message) -> Wanted:
+    return Wanted(address, message.tenant, message.stream, message.topic, CAMPAIGNS if message.render else "")

@@ -12,6 +12,7 @@ import asyncpg
 import structlog
 
 from mailerd import events
+from mailerd.db import Connection
 from mailerd.errors import MailerdError
 from mailerd.events import Event
 from mailerd.queue.mail import Message, Queue, Recipient, queue_of
@@ -37,7 +38,7 @@ def queue_up(changed: str) -> str:
 
 MESSAGE_COLUMNS = (
     "id, sender, stream, pool, credential, tenant, size, accepted_at, smtputf8, eight_bit, ret, envid, labels, total,"
-    " campaign, lane, require_tls, topic, unsubscribe"
+    " campaign, lane, require_tls, topic, unsubscribe, render"
 )
 
 # A worker takes mail only while its lease stands: whoever frees the mail of a dead worker first deletes the lease, and
@@ -55,7 +56,7 @@ ACCEPT = f"""
         SELECT * FROM unnest(
             $1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::int[], $8::timestamptz[],
             $9::bool[], $10::bool[], $11::text[], $12::text[], $13::jsonb[], $14::int[], $15::text[], $16::smallint[],
-            $17::bool[], $18::text[], $19::bool[], $14::int[], $20::bytea[])
+            $17::bool[], $18::text[], $19::bool[], $46::text[], $14::int[], $20::bytea[])
          WHERE (SELECT stands FROM held)
     ), recipient AS (
         INSERT INTO recipients (message_id, n, address, domain, queue, owner, due_at, expires_at, notify, orcpt)
@@ -171,7 +172,7 @@ ADVANCE_QUEUES = """
 # `$2` bounds how many bytes of content come into memory; the rest is read when its attempt begins.
 CLAIMED_MESSAGES = f"""
     SELECT {MESSAGE_COLUMNS},
-           CASE WHEN sum(size) OVER (ORDER BY id) <= $2 THEN content END AS content
+           CASE WHEN render = '' AND sum(size) OVER (ORDER BY id) <= $2 THEN content END AS content
       FROM messages WHERE id = ANY ($1::bigint[])
 """
 CLAIM_EXPIRED = """
@@ -310,7 +311,7 @@ class QueueStore:
         messages: Sequence[Message],
         accepted: Sequence[Event],
         owners: dict[int, int],
-        connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record] | None" = None,
+        connection: Connection | None = None,
     ) -> None:
         """Store the messages, durable when this returns. `owners` says which are kept in memory, by this worker.
 
@@ -501,7 +502,7 @@ def _accept_parameters(
         [message.require_tls for message in messages],
         [message.topic for message in messages],
         [message.unsubscribe for message in messages],
-        [message.content for message in messages],
+        [b"" if message.render else message.content for message in messages],
         [recipient.message.id for recipient in recipients],
         [recipient.n for recipient in recipients],
         [recipient.address for recipient in recipients],
@@ -515,6 +516,7 @@ def _accept_parameters(
         *_queues((recipient, recipient.due_at) for recipient in recipients if recipient.message.id not in owners),
         *events.parameters(accepted),
         next(iter(owners.values()), None),
+        [message.render for message in messages],
     )
 
 

@@ -23,6 +23,7 @@ from mailerd.events import Event
 from mailerd.queue.ids import SUPPRESSION, format_id, format_message_id
 from mailerd.wire.address import domain_to_ascii, quoted, unquoted
 
+CAMPAIGNS = "marketing"  # whoever leaves this stream gets no campaign at all, whichever stream it goes out on
 GRACE = 0.1  # seconds between the commit of a suppression and the word that it holds
 KEPT = timedelta(days=30)  # for how long those that are over can still be looked at
 SWEPT = 20_000  # entries that one sweep looks at
@@ -104,12 +105,13 @@ REFUSAL = (550, "5.7.1")  # RFC 3463: delivery not authorized
 
 
 class Wanted(NamedTuple):
-    """What is about to be mailed."""
+    """What is about to be mailed. Whoever left the stream `beside` gets none of it either."""
 
     address: str
     tenant: str
     stream: str = ""
     topic: str = ""
+    beside: str = ""
 
 
 def normalised(address: str) -> str:
@@ -227,7 +229,9 @@ class SuppressionStore:
         """What is counted from now on follows these."""
         self._rules = rules
 
-    async def check(self, wanted: Sequence[Wanted], now: datetime) -> list[Suppression | None]:
+    async def check(
+        self, wanted: Sequence[Wanted], now: datetime, connection: Connection | None = None
+    ) -> list[Suppression | None]:
         """For each what forbids mailing it now, if anything does: one query, as of its begin.
 
         Of several the one that lasts longest, the oldest of those.
@@ -235,7 +239,8 @@ class SuppressionStore:
         keys = [normalised(each.address) for each in wanted]
         domains = {key.rpartition("@")[2] for key in keys}
         tenants = {each.tenant for each in wanted} | {""}
-        rows = await self._pool.fetch(FIND, [*set(keys), *(f"@{domain}" for domain in domains)], list(tenants), now)
+        addresses = [*set(keys), *(f"@{domain}" for domain in domains)]
+        rows = await (connection or self._pool).fetch(FIND, addresses, list(tenants), now)
         if not rows:
             return [None] * len(keys)
         entries: dict[str, list[Suppression]] = {}
@@ -344,16 +349,28 @@ class SuppressionStore:
         stream: str | None = None,
         topic: str | None = None,
         reason: str | None = None,
+        connection: Connection | None = None,
     ) -> list[Suppression]:
-        """Let all entries of an address go that fit (None: any); an event suppression.removed for each."""
-        return await self._remove(LIFT, (normalised(address), tenant, stream, topic, reason), actor, now)
+        """Let all entries of an address go that fit (None: any); an event suppression.removed for each.
+
+        In the caller's transaction, or in one of ours.
+        """
+        which = (normalised(address), tenant, stream, topic, reason)
+        if connection is not None:
+            return await self._remove_within(connection, LIFT, which, actor, now)
+        return await self._remove(LIFT, which, actor, now)
 
     async def _remove(self, statement: str, which: tuple[Any, ...], actor: str, now: datetime) -> list[Suppression]:
         async with self._pool.acquire() as connection, connection.transaction():
-            removed = [_suppression(row) for row in await connection.fetch(statement, *which)]
-            facts = [_event(each, "suppression.removed", each.facts() | {"actor": actor}, now) for each in removed]
-            if facts:
-                await connection.execute(events.APPEND, *events.parameters(facts))
+            return await self._remove_within(connection, statement, which, actor, now)
+
+    async def _remove_within(
+        self, connection: Connection, statement: str, which: tuple[Any, ...], actor: str, now: datetime
+    ) -> list[Suppression]:
+        removed = [_suppression(row) for row in await connection.fetch(statement, *which)]
+        facts = [_event(each, "suppression.removed", each.facts() | {"actor": actor}, now) for each in removed]
+        if facts:
+            await connection.execute(events.APPEND, *events.parameters(facts))
         return removed
 
     async def entries(self, suppressions: Sequence[Suppression]) -> "list[Suppression]":
@@ -413,7 +430,7 @@ def _that_binds(wanted: Wanted, key: str, entries: dict[str, list[Suppression]])
         each
         for each in (*entries.get(key, ()), *entries.get("@" + key.rpartition("@")[2], ()))
         if each.tenant in ("", wanted.tenant)
-        and each.stream in ("", wanted.stream)
+        and each.stream in ("", wanted.stream, wanted.beside)
         and each.topic in ("", wanted.topic)
     ]
     return min(found, key=lambda each: (-_end(each), each.id)) if found else None

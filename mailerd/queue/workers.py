@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from mailerd import events
 from mailerd.queue.store import queue_up
 
 BEAT_EVERY = 3.0  # seconds
@@ -36,12 +37,30 @@ RELEASE = f"""
     ), unheld AS (SELECT * FROM freed WHERE NOT held), queue AS ({queue_up("unheld")})
     SELECT count(*) FROM freed
 """
+# What a dead worker has delivered and not recorded; but for whom a report was asked for, that is in doubt as before.
+DELIVERED = f"""
+    WITH finished AS (
+        DELETE FROM recipients AS r USING messages AS m, unnest($2::bigint[], $3::int[]) AS done (message_id, n)
+         WHERE r.message_id = done.message_id AND r.n = done.n AND r.owner = $1 AND r.notify = ''
+           AND m.id = r.message_id
+     RETURNING r.message_id, r.n, r.address, r.attempts, m.tenant, m.stream, m.campaign
+    ), message AS (
+        UPDATE messages SET pending = pending - gone.recipients
+          FROM (SELECT message_id, count(*)::int AS recipients FROM finished GROUP BY message_id) AS gone
+         WHERE id = gone.message_id
+    )
+    INSERT INTO events ({events.COLUMNS})
+    SELECT now(), 'recipient.delivered', message_id, n, address, tenant,
+           jsonb_build_object('attempt', attempts + 1, 'kind', 'delivered', 'recovered', true), stream, campaign
+      FROM finished
+"""
+FORGET_FINISHED = "DELETE FROM messages WHERE id = ANY ($1::bigint[]) AND pending <= 0"
 FORGET = "DELETE FROM workers WHERE number = $1"
 QUIET = "SELECT FROM workers WHERE number = $1 FOR UPDATE"
 PING = "SELECT 1"
 
 
-Dots = Collection[tuple[int, int]]  # message id, n
+Dots = Collection[tuple[int, int]]  # message id, n; -n when the host has taken it (`queue.journal`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +76,9 @@ class Worker:
 class WorkerStore:
     """The table of workers, and the taking over of what a dead one owned."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, keep_bodies: bool = False) -> None:
         self._pool = pool
+        self._keep_bodies = keep_bodies
 
     async def register(self, node: str, pid: int) -> int:
         """A number for a new worker, used by no other living one."""
@@ -82,10 +102,14 @@ class WorkerStore:
         """Free what a dead worker owned, and forget the worker; returns how many recipients.
 
         `open_dots` are those (message, n) that may have been delivered without our knowing; None: it cannot be told,
-        so all may.
+        so all may. Those that were delivered, (message, -n), are recorded as such.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute(FORGET, number)  # first: waits for what the worker's sessions still do, ends more
+            if delivered := [(message_id, -n) for message_id, n in open_dots or () if n < 0]:
+                await connection.execute(DELIVERED, number, *_columns(delivered))
+                if not self._keep_bodies:
+                    await connection.execute(FORGET_FINISHED, [message_id for message_id, _ in delivered])
             freed: int = await connection.fetchval(RELEASE, number, *_columns(open_dots), *_columns([]))
         return freed
 
@@ -103,7 +127,7 @@ class WorkerStore:
 def _columns(dots: Dots | None) -> tuple[list[int] | None, list[int] | None]:
     if dots is None:
         return None, None
-    return [message_id for message_id, _ in dots], [n for _, n in dots]
+    return [message_id for message_id, _ in dots], [abs(n) for _, n in dots]
 
 
 class Watch:

@@ -149,6 +149,19 @@ def compose(mail: Outgoing) -> bytes:
     return b"".join([*fields, content.header, b"\r\n", content.body])
 
 
+def address_field(name: str, address: Address) -> bytes:
+    """`From: Ann <ann@example.com>` with CRLF, folded and in encoded words as it must. Raises FieldError."""
+    return _addresses(name, name.lower(), [address])
+
+
+def text_field(name: str, value: str, *, literal: bool = False) -> bytes:
+    """`Subject: …` with CRLF, folded and in encoded words as it must. Raises FieldError.
+
+    `literal`: what looks like an encoded word is no more than text, and its reader sees it as it was written.
+    """
+    return _text_field(name, name.lower(), value, literal=literal)
+
+
 def is_refused_header(name: str) -> bool:
     """Whether a custom header of that name is refused: `REFUSED_HEADERS` and `REFUSED_PREFIXES`, in any case."""
     lower = name.lower()
@@ -177,13 +190,14 @@ def _custom_headers(headers: Sequence[tuple[str, str]]) -> list[bytes]:
     return fields
 
 
-def _text_field(name: str, field: str, value: str) -> bytes:
+def _text_field(name: str, field: str, value: str, *, literal: bool = False) -> bytes:
     """An unstructured field: ASCII as it is, folded at its white space; anything else as encoded words.
 
-    What an ASCII value holds in the way of structure (URLs, ids, encoded words) so stays as it was given.
+    What an ASCII value holds in the way of structure (URLs, ids, encoded words unless `literal`) so stays as it was
+    given.
     """
     _check(field, value)
-    if value.isascii():
+    if value.isascii() and not (literal and "=?" in value):
         line = fold(f"{name}: {value.strip()}".rstrip().encode("ascii"))
         if max(map(len, line.split(b"\r\n"))) <= MAX_LINE:
             return line + b"\r\n"

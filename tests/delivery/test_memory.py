@@ -52,6 +52,26 @@ def test_one_queue_takes_half_at_most() -> None:
     assert not memory.crowded(mail(domain="y.example").recipients[0].queue)
 
 
+def test_however_many_campaigns_are_stuck_there_is_room_for_one_that_is_not() -> None:
+    memory = Memory(Delivery(memory_messages=4_000))
+    held = []
+    for n in range(1, 8):
+        room = memory.room_of_campaign(f"acme:cmp_{n}", 10)
+        message = mail(room, id_=n)
+        message.flow = f"acme:cmp_{n}"
+        memory.take(message)
+        held.append(room)
+        assert memory.room_of_campaign(message.flow, 10) == 0
+
+    assert held[0] == 667
+    assert min(held) > 30
+    assert memory.room_of_campaign("acme:cmp_8", 10) > 30
+    assert memory.room_to_claim_of_campaign("acme:cmp_1") == 0
+    assert memory.room_to_claim_of_campaign("acme:cmp_8") > 300
+    memory.release(message.recipients)
+    assert message.flow not in memory.of_flow
+
+
 def test_smaller_limits_are_followed_at_once() -> None:
     memory = Memory(LIMITS)
     memory.take(mail(20))

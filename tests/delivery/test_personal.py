@@ -178,3 +178,11 @@ def test_asking_whether_mail_goes_alone_costs_next_to_nothing():
     for _ in range(20_000):
         personal.alone(mail)
     assert (time.process_time() - begun) / 20_000 < 20e-6  # 0.5 µs, on a machine that has nothing else to do
+
+
+def test_the_link_of_a_campaign_is_from_campaigns_whichever_stream_it_goes_out_on():
+    mail = message(unsubscribe=True, campaign="cmp_1", render="1:2:3")
+    mail.stream = "promo"
+    link = Personal(CONFIG, SECRET).link(mail, recipients(mail)[0])
+
+    assert read_subscription(LEAVES, link.rpartition("/")[2]).stream == "marketing"

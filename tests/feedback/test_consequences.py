@@ -9,7 +9,7 @@ from mailerd.delivery import verdict
 from mailerd.events import Event
 from mailerd.feedback.consequences import Found, of_bounce, of_complaint
 from mailerd.feedback.joining import Sent, Subject
-from mailerd.feedback.reading import Reported
+from mailerd.feedback.reading import Reported, read_report
 
 NOW = datetime.now(UTC)
 
@@ -56,3 +56,22 @@ def test_the_suppression_of_a_complaint_says_once_that_it_is_one() -> None:
 
     assert found.suppression is not None
     assert "(it complained: abuse)" in found.suppression.told_to("default")
+
+
+@pytest.mark.parametrize("tag", ["22", "28", "29", "2B", "40", "5C", "20", "3D", "7"])
+def test_a_tag_that_looks_like_xtext_is_still_the_address_that_was_mailed(tag: str) -> None:
+    address = f"late-bounce+{tag}@example.net"
+    sent = Sent(1 << 40, "default", "shop@example.com", "marketing", "", "", NOW)
+    delivered = Event(NOW, "recipient.delivered", sent.message_id, 1, address, "default", {})
+    report = (
+        "Content-Type: multipart/report; report-type=delivery-status; boundary=x\r\n\r\n--x\r\n\r\nNo.\r\n--x\r\n"
+        "Content-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx.example.net\r\n\r\n"
+        f"Final-Recipient: rfc822; {address}\r\nAction: failed\r\nStatus: 5.1.1\r\n"
+        "Diagnostic-Code: smtp; 550 5.1.1 no such mailbox\r\n\r\n--x--\r\n"
+    )
+    (said,) = read_report(report.encode()).recipients
+
+    found = of_bounce(Subject(sent, 1, address, "", (delivered,)), said, Found(), NOW, Rules())
+
+    assert found.suppression is not None
+    assert found.suppression.reason == "bounce"

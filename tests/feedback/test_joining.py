@@ -221,3 +221,10 @@ def test_a_reader_leaves_the_topic_of_the_stream():
     subscription = of_unsubscribe(subject(DELIVERED)).subscription
 
     assert subscription == Subscription("acme", "marketing", "offers", "spring", "Bob@example.net", *TOKEN)
+
+
+@pytest.mark.parametrize(("campaign", "stream"), [("cmp_17", "marketing"), ("spring", "promo")])
+def test_whoever_leaves_by_mail_of_a_campaign_leaves_campaigns(campaign, stream):
+    sent = Sent(TOKEN.message_id, "acme", "app@acme.example", "promo", "", campaign, NOW)
+
+    assert of_unsubscribe(Subject(sent, 3, "bob@example.net", "", ())).subscription.stream == stream

@@ -149,7 +149,7 @@ def test_patterns_fit_names_and_find_the_types_inside():
     assert fits("email.bounced", ["email.*"])
     assert fits("email.bounced", [])
     assert not fits("email.bounced", ["suppression.*", "email.bounce"])
-    assert inside(["email.failed"]) == ["recipient.expired", "recipient.cancelled"]
+    assert inside(["email.failed"]) == ["recipient.expired", "recipient.cancelled", "recipient.in_doubt"]
     assert inside([]) == list(OUTSIDE)
     assert all(inside([name]) for name in NAMES)
 

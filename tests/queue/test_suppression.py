@@ -411,3 +411,15 @@ async def test_all_who_wait_hear_that_the_database_is_away(database: str) -> Non
     )
 
     assert all(isinstance(each, Exception) for each in results)
+
+
+async def test_whoever_left_campaigns_is_asked_for_before_those_of_any_stream(pool: Pool) -> None:
+    store = SuppressionStore(pool)
+    await store.add([entry("ann@example.net", stream="marketing", reason=Reason.UNSUBSCRIBE)])
+    asking = Suppressions(store, lambda: NOW)
+
+    message = mail(tenant="acme", stream="promo")
+    message.recipients = [Recipient(message, 1, "ann@example.net", "example.net", NOW, NOW)]
+    assert await asking.screen(message.recipients) == []
+    message.render = "1:2:3"
+    assert [each.recipient for each in await asking.screen(message.recipients)] == message.recipients

@@ -61,6 +61,7 @@ async def test_scopes_survive_the_way_out_and_in(pool: Pool) -> None:
         (f"a@b.example,,,{(NOW + 2 * DAY).isoformat()},", "created_at"),
         (f"a@b.example,,,,{(NOW - DAY).isoformat()}", "expires_at"),
     ],
+    ids=["other_scope", "other_tenant", "unknown_stream", "made_tomorrow", "over"],
 )
 async def test_a_line_that_cannot_hold_is_refused(pool: Pool, line: str, problem: str) -> None:
     progress = await imported(pool, f"address,tenant,stream,created_at,expires_at\n{line}\nb@b.example,,,,\n")

@@ -12,6 +12,7 @@ import msgspec
 from mailerd.config import Config, Delivery, Duration, Resolver
 from mailerd.config.shaping import ShapingRules
 from mailerd.db import Pool, connect_pool
+from mailerd.delivery.rendering import Renderer
 from mailerd.intake.credentials import TRUSTED, Credential, CredentialStore
 from mailerd.intake.envelope import Envelope, Origin, Receipt
 from mailerd.queue.trace import TraceStore
@@ -120,6 +121,7 @@ async def running_relay(
     clock: Clock | None = None,
     silent_for: Callable[[], float] = lambda: 0.0,
     rules: ShapingRules | None = None,
+    renderer: Renderer | None = None,
 ) -> AsyncIterator[RunningRelay]:
     """A relay with a lease of its own and its claim loop running."""
     clock = clock or Clock()
@@ -134,6 +136,7 @@ async def running_relay(
         clock=clock,
         silent_for=silent_for,
         secret=await CredentialStore(pool).secret(),
+        renderer=renderer,
     )
     await relay.start()
     dispatching = asyncio.create_task(relay.dispatcher.run())

@@ -161,7 +161,7 @@ def _address(value: str) -> str:
     if kind == "utf-8":
         text = _UTF8_XTEXT.sub(_character, text)
     text = decode_words(text)
-    text = _XTEXT.sub(lambda found: chr(int(found[1], 16)), text)
+    text = without_xtext(text)
     if "<" in text:
         text = text.rpartition("<")[2].partition(">")[0]
     if "@" not in text:
@@ -169,6 +169,14 @@ def _address(value: str) -> str:
     if "(" in text:
         text = _COMMENT.sub("", text)
     return clean_address(text.strip())
+
+
+def without_xtext(text: str) -> str:
+    """The address without the encoding of RFC 3461 section 4, if it has any: a tag such as `ann+28` looks like that.
+
+    Whoever knows the address takes it for the same either way.
+    """
+    return _XTEXT.sub(lambda found: chr(int(found[1], 16)) if found[1] != "40" or "@" not in text else found[0], text)
 
 
 def _character(match: re.Match[str]) -> str:

@@ -1,0 +1,38 @@
+"""Content that is made right before it is sent: what the relay asks of whoever knows how.
+
+A message with a `render` reference has one recipient and no content of its own. Whoever wrote the reference renders it
+for each attempt, so a retry says what holds then.
+"""
+
+from typing import NamedTuple, Protocol
+
+from mailerd.queue.mail import Message, Recipient
+
+
+class Withheld(NamedTuple):
+    """The mail is not to be sent after all: a word that says why, and a sentence."""
+
+    reason: str
+    detail: str
+
+
+class Renderer(Protocol):
+    """Makes content."""
+
+    async def render(self, message: Message, recipient: Recipient) -> bytes | Withheld:
+        """The RFC 5322 bytes with CRLF lines, or why there are none. May raise what asking the database raises."""
+        ...
+
+    async def still(self, message: Message, recipient: Recipient) -> Withheld | None:
+        """Why what was rendered a moment ago is not to be sent after all; None: it is. May raise as `render` does."""
+        ...
+
+
+class NoRenderer:
+    """Of a relay that nobody has given one: such mail waits for a worker that has."""
+
+    async def render(self, message: Message, recipient: Recipient) -> bytes | Withheld:
+        raise LookupError(f"nobody here renders {message.render}")
+
+    async def still(self, message: Message, recipient: Recipient) -> Withheld | None:
+        raise LookupError(f"nobody here renders {message.render}")
