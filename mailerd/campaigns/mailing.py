@@ -1,0 +1,239 @@
+"""Rendering the mail of campaigns right before it is sent: what the relay calls for messages that we handed over.
+
+Who has been erased meanwhile, has left the lists, or has withdrawn consent gets none; suppressions are asked for by the
+relay. What cannot be rendered is withheld from that contact; when it is more than a few, the campaign pauses.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from time import thread_time
+from typing import Any
+
+import structlog
+
+from mailerd.campaigns import mime
+from mailerd.campaigns.edition import Edition, Editions, NoEditionError
+from mailerd.campaigns.readers import Reader, ReaderStore, Wanted
+from mailerd.campaigns.templates.contexts import of_person
+from mailerd.campaigns.templates.values import RenderError
+from mailerd.config import Config
+from mailerd.db import Pool
+from mailerd.delivery.personal import Personal
+from mailerd.delivery.rendering import Withheld
+from mailerd.intake.hand_over import message_id_field
+from mailerd.queue.mail import Message, Recipient
+from mailerd.wire.address import domain_to_ascii, with_parents
+from mailerd.wire.compose import Address, FieldError, text_field
+from mailerd.wire.message import format_date
+from mailerd.wire.preferences import PURPOSE, Preferences
+from mailerd.wire.tokens import Tokens
+from mailerd.wire.tracking import Tracking, is_target
+
+log = structlog.get_logger()
+
+FAILURES, SHARE = 100, 0.01  # a campaign pauses when more cannot be rendered than both of these
+OUTCOMES = 1_000  # campaigns of which it is known
+FAILED = "render_failed"
+Pause = Callable[[int, str, str], Awaitable[object]]  # campaign id, tenant, reason
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """Of a campaign, in this worker."""
+
+    rendered: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Letterhead:
+    """What all mails of an edition share, made once."""
+
+    edition: Edition
+    head: mime.Head
+    campaign: Mapping[str, Any]  # as templates see it
+    postal_address: str
+    tracking: str  # the base of tracked links; "": nothing is tracked
+    consent: bool
+    tags: bool
+
+
+class CampaignRenderer:
+    """A delivery.rendering.Renderer. `pause(campaign_id, tenant, reason)` is called when a campaign fails, and
+    again when it still does.
+
+    `secret` is the installation's.
+    """
+
+    def __init__(self, config: Config, pool: Pool, editions: Editions, *, secret: bytes, pause: Pause) -> None:
+        self._editions = editions
+        self._readers = ReaderStore(pool)
+        self._tracking = Tracking(secret)
+        self._preferences = Tokens(secret, PURPOSE)
+        self._personal = Personal(config, secret)
+        self._pause = pause
+        self._outcomes: dict[int, _Outcome] = {}
+        self.reconfigure(config)
+
+    def reconfigure(self, config: Config) -> None:
+        """What is rendered from now on follows `config`."""
+        self._config = config
+        self._personal.reconfigure(config)
+        self._url = (config.http.public_url or "").rstrip("/") if config.http else ""
+        self._hosts = {
+            domain_to_ascii(name): each.tracking_url.rstrip("/")
+            for name, each in config.domains.items()
+            if each.tracking_url
+        }
+        self._letterheads: dict[tuple[int, int], _Letterhead] = {}
+
+    async def render(self, message: Message, recipient: Recipient) -> bytes | Withheld:
+        """The mail as this contact gets it, or why he gets none. May raise what asking the database raises."""
+        campaign_id, version_id, contact_id = map(int, message.render.split(":"))
+        try:
+            paper = await self._letterhead(campaign_id, version_id)
+        except NoEditionError as error:
+            return Withheld(FAILED, str(error))
+        reader = await self._readers.read(self._wanted(paper, contact_id, message.tenant))
+        if withheld := _withheld(reader):
+            return withheld
+        assert reader is not None
+        outcome = self._outcome(campaign_id)
+        outcome.rendered += 1
+        try:
+            return self._write(paper, reader, message, recipient)
+        except (RenderError, FieldError) as error:
+            outcome.failed += 1
+            await self._look_at(outcome, campaign_id, message.tenant, str(error))
+            return Withheld(FAILED, str(error)[:300])
+
+    def _wanted(self, paper: _Letterhead, contact_id: int, tenant: str) -> Wanted:
+        edition = paper.edition
+        return Wanted(edition.campaign.id, contact_id, tenant, paper.consent, edition.lists, edition.alone, paper.tags)
+
+    async def still(self, message: Message, recipient: Recipient) -> Withheld | None:
+        """Has the contact been erased, or left, since this was rendered? May raise what asking the database raises."""
+        campaign_id, version_id, contact_id = map(int, message.render.split(":"))
+        try:
+            paper = await self._letterhead(campaign_id, version_id)
+        except NoEditionError as error:
+            return Withheld(FAILED, str(error))
+        return _withheld(await self._readers.read(self._wanted(paper, contact_id, message.tenant)))
+
+    async def _letterhead(self, campaign_id: int, version_id: int) -> _Letterhead:
+        edition = self._editions.known(campaign_id, version_id)
+        if edition is None:
+            edition = await self._editions.load(campaign_id, version_id)
+        paper = self._letterheads.get((campaign_id, version_id))
+        if paper is None or paper.edition is not edition:
+            if len(self._letterheads) > 1_000:
+                self._letterheads.clear()
+            paper = self._letterheads[campaign_id, version_id] = self._new_letterhead(edition)
+        return paper
+
+    def _new_letterhead(self, edition: Edition) -> _Letterhead:
+        campaign = edition.campaign
+        options = campaign.options
+        tenant = self._config.tenants.get(campaign.tenant)
+        domain = domain_to_ascii(campaign.sender_email.rpartition("@")[2])
+        try:
+            head = mime.head(
+                Address(campaign.sender_email, campaign.sender_name),
+                campaign.reply_to,
+                f"<{options.topic or options.stream}.{domain}>" if _is_label(options.topic or options.stream) else "",
+                f"{edition.name}:{campaign.tenant}:{options.stream}:mailerd" if campaign.tenant.isascii() else "",
+            )
+        except FieldError as error:
+            raise NoEditionError(f"its header cannot be written: {error}") from error
+        return _Letterhead(
+            edition,
+            head,
+            {
+                "campaign_id": edition.name,
+                "name": campaign.name,
+                "subject": campaign.subject or edition.prepared.compiled.subject,
+                "sender_name": campaign.sender_name,
+                "sender_email": campaign.sender_email,
+            },
+            options.postal_address or (tenant.postal_address if tenant else ""),
+            self._tracking_url(domain),
+            tenant is not None and tenant.consent == "required",
+            any(name.startswith("contact.tags") or name == "contact" for name in edition.prepared.compiled.used),
+        )
+
+    def _tracking_url(self, domain: str) -> str:
+        entry = next((name for name in with_parents(domain) if name in self._hosts), None)
+        return self._hosts[entry] if entry else self._url
+
+    def _write(self, paper: _Letterhead, reader: Reader, message: Message, recipient: Recipient) -> bytes:
+        edition = paper.edition
+        campaign_id, options = edition.campaign.id, edition.campaign.options
+        base = paper.tracking if reader.tracking else ""
+
+        def link(slot: int, url: str) -> str | None:
+            if not is_target(url):
+                return None
+            token = self._tracking.click_token(message.id, campaign_id, reader.person.id, slot, url)
+            return f"{base}/c/{token}"
+
+        pixel = ""
+        if base and options.track_opens:
+            pixel = f"{base}/o/{self._tracking.open_token(message.id, campaign_id, reader.person.id)}"
+        rendered = edition.prepared.render(
+            self._context(paper, reader, message, recipient),
+            link=link if base and options.track_clicks else None,
+            pixel=pixel,
+            clock=thread_time,
+        )
+        return mime.mail(
+            paper.head,
+            mime.to_field(recipient.address, f"{reader.person.first_name} {reader.person.last_name}"),
+            text_field("Subject", rendered.subject, literal=True),
+            format_date(message.accepted_at),
+            message_id_field(message.id, message.campaign, message.sender),
+            html=rendered.html,
+            text=rendered.text,
+        )
+
+    def _context(self, paper: _Letterhead, reader: Reader, message: Message, recipient: Recipient) -> dict[str, Any]:
+        preferences = Preferences(message.tenant, reader.person.id, message.campaign, message.id)
+        links = {
+            "unsubscribe_url": self._personal.link(message, recipient),
+            "preferences_url": f"{self._url}/p/{preferences.seal(self._preferences)}" if self._url else "",
+            "view_url": "",
+            "postal_address": paper.postal_address,  # nobody's rather than that of a sample
+            "sender_name": paper.edition.campaign.sender_name,
+        }
+        return of_person(reader.person, paper.campaign) | links
+
+    def _outcome(self, campaign_id: int) -> _Outcome:
+        outcome = self._outcomes[campaign_id] = self._outcomes.pop(campaign_id, _Outcome())
+        while len(self._outcomes) > OUTCOMES:  # the one that rendered nothing for longest
+            self._outcomes.pop(next(iter(self._outcomes)))
+        return outcome
+
+    async def _look_at(self, outcome: _Outcome, campaign_id: int, tenant: str, error: str) -> None:
+        """Does the campaign fail, rather than a contact?"""
+        if outcome.failed < FAILURES or outcome.failed <= outcome.rendered * SHARE:
+            return
+        failed, rendered = outcome.failed, outcome.rendered
+        outcome.failed = outcome.rendered = 0  # should it go on, or not be paused yet, it is counted anew
+        log.warning("campaign.render_failures", campaign=campaign_id, failed=failed, of=rendered)
+        reason = f"{failed} of {rendered} mails could not be rendered, the last one: {error}"[:500]
+        await self._pause(campaign_id, tenant, reason)
+
+
+def _withheld(reader: Reader | None) -> Withheld | None:
+    if reader is None:
+        return Withheld("erased", "the contact is not there any more")
+    if reader.is_over:
+        return Withheld("cancelled", "the campaign was cancelled or deleted")
+    if reader.has_left:
+        return Withheld("left_list", "the contact has left the lists that the campaign goes to")
+    if reader.lacks_consent:
+        return Withheld("no_consent", "there is no record of consent")
+    return None
+
+
+def _is_label(text: str) -> bool:
+    return text.isascii() and text.replace("-", "").replace("_", "").isalnum()

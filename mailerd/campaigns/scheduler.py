@@ -1,0 +1,166 @@
+"""Begins the campaigns whose time has come, makes the next one of those that recur, and repeats what was left undone.
+
+It may run on several nodes: each campaign is locked by whoever begins it, and the others pass it over. A clock that is
+put back begins nothing twice, since a status changes only once and each time of a recurring campaign is a row of its
+own, unique by that time.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from mailerd.campaigns.compliance import Finding, errors
+from mailerd.campaigns.lifecycle import LAST_TIME, is_late
+from mailerd.campaigns.recurrence import Recurrence, following, last_until
+from mailerd.campaigns.steering import Steerer
+from mailerd.campaigns.store import CampaignStore, NoTemplateError
+from mailerd.campaigns.timing import begin_at
+from mailerd.campaigns.values import Campaign
+from mailerd.campaigns.zones import wall_clock, zone_of
+from mailerd.db import Connection, Pool
+from mailerd.queue.commit import LOST
+
+log = structlog.get_logger()
+
+POLL = 5.0  # seconds between looks
+PAGE = 500
+MAX_NAME = 244  # that leaves room for a day
+LATE = "its time was missed by {late}: later than campaigns.late_start allows"
+
+
+class Checks(Protocol):
+    async def __call__(self, campaign: Campaign) -> Sequence[Finding]:
+        """What is found wrong with a campaign that is about to begin by its schedule."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """`late_start` in seconds, as it is now."""
+
+    pool: Pool
+    store: CampaignStore
+    steerer: Steerer
+    checks: Checks
+    clock: Callable[[], datetime]
+    late_start: Callable[[], float]
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Look every few seconds until `stopping`."""
+        while not stopping.is_set():
+            try:
+                await self.tick()
+                await self.steerer.sweep()
+            except LOST as error:
+                log.warning("scheduler.interrupted", error=str(error))
+            except Exception:
+                log.exception("scheduler.failed")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL):
+                    await stopping.wait()
+
+    async def tick(self) -> None:
+        """Begin all campaigns that are due."""
+        offset = 0  # that stay where they are in the order
+        tried: set[int] = set()
+        while True:
+            due = await self.store.due(self.clock(), PAGE, offset)
+            for campaign in due:
+                assert campaign.schedule_time is not None
+                if campaign.id in tried or begin_at(campaign.timing, campaign.schedule_time) > self.clock():
+                    offset += 1
+                    continue
+                tried.add(campaign.id)
+                try:
+                    await self._begin(campaign)
+                except LOST:
+                    raise
+                except Exception:  # one bad campaign must not stop the others; it is tried again
+                    log.exception("campaign.not_begun", campaign=campaign.name_outside)
+            if len(due) < PAGE:
+                return
+
+    async def _begin(self, campaign: Campaign) -> None:
+        if campaign.recurrence is not None:
+            async with self.pool.acquire() as connection, connection.transaction():
+                child = await self._occur(campaign.id, connection)
+            if child is not None:
+                await self._begin(child)
+            return
+        wrong = errors(await self.checks(campaign))
+        try:
+            async with self.pool.acquire() as connection, connection.transaction():
+                locked = await self.store.locked_due(campaign.id, connection)
+                if locked is None or locked.revision != campaign.revision:
+                    return  # somebody else has it, or it was changed while it was checked
+                await self._begin_locked(locked, wrong, connection)
+        except NoTemplateError:
+            async with self.pool.acquire() as connection, connection.transaction():
+                await self.store.failed(campaign.id, "its template is not there any more", self.clock(), connection)
+
+    async def _begin_locked(self, campaign: Campaign, wrong: Sequence[Finding], connection: Connection) -> None:
+        now = self.clock()
+        assert campaign.schedule_time is not None
+        if is_late(campaign, now, self.late_start()):
+            reason = LATE.format(late=_span(now - begin_at(campaign.timing, campaign.schedule_time)))
+        else:
+            reason = " ".join(finding.detail for finding in wrong)
+        if reason:
+            await self.store.failed(campaign.id, reason[:1000], now, connection)
+            log.warning("campaign.failed", campaign=campaign.name_outside, reason=reason)
+        elif await self.store.begin(campaign.id, now, connection) is not None:
+            log.info("campaign.begun", campaign=campaign.name_outside)
+
+    async def _occur(self, id_: int, connection: Connection) -> Campaign | None:
+        """Make the campaign of this time, and go on to the next; of several missed only the last, if not too late."""
+        made = None
+        parent = await self.store.locked_due(id_, connection)
+        if parent is None or parent.recurrence is None or parent.schedule_time is None:
+            return None
+        now, rule = self.clock(), parent.recurrence
+        # With local time each occurrence begins before its hour: what has begun somewhere is due.
+        ahead = parent.schedule_time - begin_at(parent.timing, parent.schedule_time)
+        at, missed = last_until(rule, parent.schedule_time, now + ahead)
+        if is_late(replace(parent, schedule_time=at), now, self.late_start()):
+            missed += 1
+        else:
+            child = replace(
+                parent,
+                parent_id=parent.id,
+                name=_dated(parent.name, rule, at),
+                schedule_time=at,
+                recurrence=None,
+                created_at=now,
+            )
+            made = await self.store.create(child, connection)
+            if made is not None:
+                rule = _one_more(rule)
+        if missed:
+            log.warning("campaign.occurrences_missed", campaign=parent.name_outside, missed=missed)
+        later = following(rule, at)
+        if later is None or (rule.count is not None and rule.made >= rule.count):
+            changed = await self.store.change(replace(parent, recurrence=rule), now, connection)
+            await self.store.finish(changed, "sent", LAST_TIME, now, connection)
+        else:
+            await self.store.change(replace(parent, recurrence=rule, schedule_time=later), now, connection)
+        return made
+
+
+def _dated(name: str, rule: Recurrence, at: datetime) -> str:
+    """The name of one of them: with its day, as it is where the rule is at home."""
+    return f"{name[:MAX_NAME]} {wall_clock(at, zone_of(rule.time_zone)).date().isoformat()}"
+
+
+def _one_more(rule: Recurrence) -> Recurrence:
+    return msgspec.structs.replace(rule, made=rule.made + 1)
+
+
+def _span(late: timedelta) -> str:
+    hours, rest = divmod(int(late.total_seconds()), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min"
