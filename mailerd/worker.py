@@ -19,7 +19,27 @@ import uvloop
 
 from mailerd import logs, metrics
 from mailerd.assignment import Assignment, Control, read_assignment
-from mailerd.config import Config
+from mailerd.campaigns.analytics.desk import AnalyticsDesk
+from mailerd.campaigns.analytics.follower import CampaignFollower
+from mailerd.campaigns.analytics.reading import CONNECTIONS as REPORT_CONNECTIONS
+from mailerd.campaigns.analytics.reading import Reading
+from mailerd.campaigns.contacts.book import build_contacts
+from mailerd.campaigns.contacts.exporting import ExportStore
+from mailerd.campaigns.contacts.files import ContactFiles
+from mailerd.campaigns.contacts.following import ContactFollower
+from mailerd.campaigns.contacts.imports.importer import Importer
+from mailerd.campaigns.contacts.imports.store import ImportStore
+from mailerd.campaigns.contacts.preferences import PreferenceStore
+from mailerd.campaigns.contacts.subscriptions import SubscriptionStore
+from mailerd.campaigns.desk import CampaignDesk
+from mailerd.campaigns.queued import QueuedMail
+from mailerd.campaigns.runner.service import CampaignSending
+from mailerd.campaigns.segments.store import SegmentStore
+from mailerd.campaigns.templates.desk import TemplateDesk
+from mailerd.campaigns.tracking.classifier import Classifier
+from mailerd.campaigns.tracking.service import Tracker
+from mailerd.campaigns.values import CHANNEL as CAMPAIGNS
+from mailerd.config import Config, Tenant
 from mailerd.config.documents import Documents, parse_reloaded
 from mailerd.config.shaping import ShapingRules
 from mailerd.db import Pool, connect_pool
@@ -60,10 +80,11 @@ log = structlog.get_logger()
 
 SWEEP_EVERY = 15.0  # seconds between looks for expired and forgotten mail
 LISTEN_AGAIN = 1.0
-FOLLOWER_CONNECTIONS = 3
+FOLLOWER_CONNECTIONS = 5
 STOP_INTAKE = 10.0  # seconds for SMTP transactions under way
 STOP_HTTP = 10.0
 STOP_FOLLOWERS = 5.0
+STOP_TRACKING = 3.0
 STOP_DELIVERY = 12.0  # seconds for attempts under way; those cut off are in doubt
 
 
@@ -142,10 +163,17 @@ class Worker:
         config = self._settings.config
         verdict.use(self._settings.verdicts)
         self._pool = await connect_pool(self._assignment.database_url, min=1, max=config.database.connections)
-        self._leases = WorkerStore(self._pool)
+        self._leases = WorkerStore(self._pool, keep_bodies=config.retention.bodies > 0)
         self._credentials = CredentialStore(self._pool)
         self._number = await self._leases.register(self._assignment.node, os.getpid())
         self._last_beat = time.monotonic()
+        self._sending = CampaignSending(
+            config,
+            self._pool,
+            secret=await self._credentials.secret(),
+            pause=lambda *which: self._campaigns.pause(*which),
+            clock=utc_now,
+        )
         self._relay = Relay(
             config,
             self._pool,
@@ -157,9 +185,13 @@ class Worker:
             ledger=handed_on(self._assignment.ledger) if self._assignment.ledger >= 0 else None,
             silent_for=lambda: time.monotonic() - self._last_beat,
             secret=await self._credentials.secret(),
+            renderer=self._sending.renderer,
         )
         self._relay.upkeep.seen(sorted({worker.node for worker in await self._leases.all()}))
         await self._relay.start()
+        queued = QueuedMail(ControlStore(self._pool, keep_bodies=config.retention.bodies > 0), utc_now)
+        self._campaigns = CampaignDesk(lambda: self._settings.config, self._pool, queue=queued, clock=utc_now)
+        await self._sending.start(self._assignment.database_url, self._relay.submitter, self._relay.suppressions)
         await self._start_followers()
         self._background = [
             asyncio.create_task(work, name=name)
@@ -184,7 +216,16 @@ class Worker:
         self._following = Following(url, self._followers)
         self._sinks = Sinks(self._following, self._followers, self._settings.config.sinks)
         self._sinks.start()
+        self._campaign_follower = CampaignFollower(self._following)
+        self._campaign_follower.start()
+        self._contact_follower = ContactFollower(self._following)
+        self._contact_follower.start()
         self._webhooks.start_telling(url, self._followers)
+        self._classifier = Classifier(self._followers, self._settings.config, utc_now)
+        self._classifying = asyncio.create_task(self._classifier.run(), name="hits told")
+        self._scheduling = asyncio.create_task(self._campaigns.scheduler.run(self._stopping), name="scheduler")
+        importer = Importer(url, self._followers, self._relay.suppressions, await self._credentials.secret())
+        self._importing = asyncio.create_task(importer.run(), name="importer")
 
     async def _stop_followers(self) -> None:
         """What they have not recorded by then comes again."""
@@ -198,6 +239,9 @@ class Worker:
 
     async def _stop_sinks(self) -> None:
         if self._followers is not None:
+            self._classifying.cancel()
+            self._scheduling.cancel()
+            self._importing.cancel()
             await self._sinks.stop()
             await self._following.stop()
 
@@ -242,6 +286,13 @@ class Worker:
         secret = await self._credentials.secret()
         suppressions = self._relay.suppressions
         self._suppression_files = SuppressionFileStore(self._pool)
+        self._tracker = Tracker(self._pool, secret, config.data_dir, self._assignment.node, utc_now)
+        self._tracker.start()
+        self._reports = await connect_pool(
+            self._assignment.database_url, min=0, max=REPORT_CONNECTIONS, idle=60.0, application_name="mailerd reports"
+        )
+        reading = Reading(self._reports, config.database.reports_url)
+        self._analytics = AnalyticsDesk(reading, self._relay.traffic.provider_of)
         services = Services(
             submitter=self._relay.submitter,
             authenticator=self._authenticator,
@@ -256,9 +307,25 @@ class Worker:
             unsubscribes=UnsubscribeStore(self._pool, suppressions, secret, utc_now),
             upstreams=self._upstreams,
             webhooks=self._webhooks.desk,
+            templates=TemplateDesk(self._pool),
+            tracker=self._tracker,
+            idempotency=self._relay.idempotency,
+            preferences=PreferenceStore(
+                self._pool, SubscriptionStore(self._pool, suppressions, utc_now), secret, utc_now
+            ),
+            analytics=self._analytics,
+            segments=SegmentStore(self._pool),
+            contacts=build_contacts(self._pool, suppressions, secret, utc_now),
+            contact_files=ContactFiles(
+                ImportStore(self._pool),
+                ExportStore(self._pool),
+                lambda: self._settings.config.campaigns.max_import,
+            ),
+            campaigns=self._campaigns,
             ping=self._leases.ping,
             stopping=self._stopping.is_set,
             cursor_key=secret,
+            sender=lambda tenant: self._settings.config.tenants.get(tenant, Tenant()).name,
             limits=self._limits,
         )
         app = build_app(services)
@@ -295,10 +362,13 @@ class Worker:
         config = settings.config
         verdict.use(settings.verdicts)
         self._relay.reconfigure(config, settings.identity, settings.rules)
+        self._sending.reconfigure(config)
         self._authenticator.reconfigure(config.smtp.auth_failures)
         self._inbound.reconfigure(config)
         self._upstreams.reconfigure(config)
         self._webhooks.reconfigure(config)
+        if self._followers is not None:
+            self._classifier.reconfigure(config)
         self._memory.reconfigure(config.smtp.data_memory)
         self._set_http_limits(config)
         for listener, (_, index) in zip(self._listeners, self._assignment.listeners, strict=True):
@@ -363,6 +433,7 @@ class Worker:
                 connection.add_termination_listener(lambda _, lost=lost: lost.set())
                 await connection.add_listener(CHANNEL, self._on_recall)
                 await connection.add_listener(TRAFFIC, lambda *_: self._relay.upkeep.changed())
+                await connection.add_listener(CAMPAIGNS, lambda *_: self._sending.wake())
                 await connection.add_listener(WEBHOOKS, lambda *heard: self._webhooks.heard(str(heard[-1])))
                 await lost.wait()
             except LOST as error:
@@ -391,8 +462,13 @@ class Worker:
             *(listener.stop(STOP_INTAKE) for listener in self._listeners),
             *(server.stop() for server in self._http),
         )
+        await self._sending.stop()
+        await self._campaigns.steerer.stop()
         if self._http:
             await self._suppression_files.stop()
+            await self._analytics.close()
+            self._reports.terminate()
+            await self._tracker.stop(STOP_TRACKING)
         await self._relay.stop(STOP_DELIVERY)
         await asyncio.gather(followers, return_exceptions=True)
         for task in self._background:

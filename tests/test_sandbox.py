@@ -17,6 +17,7 @@ from mailerd.config.checks import check_sandbox
 from mailerd.feedback.reading import ReportKind, read_report
 from mailerd.sandbox import Sandbox, list_messages, read_message
 from mailerd.sandbox.conversation import MAX_ERRORS, MAX_LINE, MAX_SIZE
+from mailerd.sandbox.readers import find_links
 from tests.support.live import TOP, LiveDaemon, free_port
 from tests.support.scripted_mx import ScriptedMx
 
@@ -442,3 +443,52 @@ def test_the_development_configuration_shows_a_newcomer_what_comes_back(tmp_path
         kinds = sorted(read_report(content).kind for _, content in sent_on())
         assert kinds == [ReportKind.AUTO_REPLY, ReportKind.BOUNCE, ReportKind.BOUNCE]
         assert {sender for sender, _ in sent_on()} == {""}
+
+
+def newsletter(base: str) -> bytes:
+    text = f"""<p><a href="https://elsewhere.example/c/x">no</a> <a href="{base}/c/first?a=1&amp;b=2">yes</a>
+        <a href="{base}/c/second">too</a><img src="{base}/o/pixel"></p>"""
+    head = f"List-Unsubscribe: <{base}/u/token>, <mailto:u-x@b.example>\r\nContent-Type: text/html\r\n\r\n"
+    return f"Subject: news\r\nMIME-Version: 1.0\r\n{head}{text}\r\n".encode()
+
+
+def test_readers_find_the_links_of_our_own_daemon_and_no_others() -> None:
+    base = "http://127.0.0.1:8025/"
+    links = find_links(newsletter(base[:-1]), base)
+    assert links == ([base + "o/pixel"], [base + "c/first?a=1&b=2", base + "c/second"], base + "u/token")
+    assert find_links(b"\r\n\xff", base) == ([], [], "")
+
+
+@pytest.mark.parametrize(
+    ("reader", "asked"),
+    [
+        ("open", ["GET /o/pixel"]),
+        ("click+7", ["GET /o/pixel", "GET /c/first?a=1&b=2"]),
+        ("unsubscribe", ["GET /o/pixel", "POST /u/token"]),
+    ],
+)
+async def test_readers_open_click_and_unsubscribe(directory: Path, reader: str, asked: list[str]) -> None:
+    from aiohttp import web
+
+    seen: asyncio.Queue[str] = asyncio.Queue()
+
+    async def note(request: web.Request) -> web.Response:
+        seen.put_nowait(f"{request.method} {request.path_qs}")
+        return web.Response(status=302 if "/c/" in request.path else 200, headers={"Location": "http://192.0.2.1/"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", note)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port := free_port())
+    await site.start()
+    base = f"http://127.0.0.1:{port}"
+    sandbox = Sandbox(config.Sandbox(keep=5), directory, links=base)
+    await sandbox.start()
+    try:
+        await talk(sandbox, transaction(f"{reader}@example.net", content=newsletter(base)))
+        async with asyncio.timeout(20):
+            assert [await seen.get() for _ in asked] == asked
+    finally:
+        await sandbox.stop()
+        await runner.cleanup()

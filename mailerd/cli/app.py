@@ -10,8 +10,10 @@ import typer
 
 from mailerd import __version__
 from mailerd.cli import (
+    campaigns,
     check,
     classify,
+    contacts,
     credentials,
     dkim,
     effects,
@@ -105,6 +107,8 @@ app.command("send-test")(send_test.send_test)
 app.command("explain")(explain.explain)
 app.command("explain-route")(route.explain_route)
 app.command("warmup")(warmup.warmup)
+app.add_typer(contacts.app, name="contacts")
+app.add_typer(campaigns.app, name="campaigns")
 app.add_typer(credentials.app, name="credentials")
 app.add_typer(dkim.app, name="dkim")
 app.add_typer(effects.app, name="effects")

@@ -54,7 +54,7 @@ async def database(settings: Settings) -> AsyncIterator[db.Pool]:
     What goes wrong with it, now or later, comes out as `CommandError` or `DatabaseError`.
     """
     try:
-        pool = await db.connect_pool(_url(settings), min=1, max=2, application_name="mailerd command")
+        pool = await db.connect_pool(database_url(settings), min=1, max=2, application_name="mailerd command")
         async with pool:
             yield pool
     except asyncpg.UndefinedTableError:
@@ -65,7 +65,8 @@ async def database(settings: Settings) -> AsyncIterator[db.Pool]:
         raise CommandError(text, os.EX_UNAVAILABLE) from error
 
 
-def _url(settings: Settings) -> str:
+def database_url(settings: Settings) -> str:
+    """Where the database is. Raises `CommandError` when it cannot be had."""
     config = settings.config
     if config.database.url is not None:
         return config.database.url

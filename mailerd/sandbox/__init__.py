@@ -6,7 +6,8 @@ all: drop, then spam, then slow. What is taken is kept as two files in a directo
 fsync: a playground, not a store. One process writes, any number read with `list_messages` and `read_message`.
 
 Some addresses take a message and answer later, as real hosts do: with a bounce, a complaint, a vacation notice. That
-goes to an inbound listener of ours, `sandbox.inbound`.
+goes to an inbound listener of ours, `sandbox.inbound`. Others have readers, who open a mail, click, or unsubscribe: by
+links of our own daemon, at `http.public_url`, and no others.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from mailerd.sandbox.answers import Taken, answer
 from mailerd.sandbox.behaviours import BEHAVIOURS, Behaviour, behaviour_name
 from mailerd.sandbox.conversation import Conversation
 from mailerd.sandbox.kept import Kept, Stored, list_messages, read_message
+from mailerd.sandbox.readers import Readers
 from mailerd.sandbox.sending import Sender
 
 __all__ = ["BEHAVIOURS", "Behaviour", "Sandbox", "Stored", "list_messages", "read_message"]
@@ -32,7 +34,8 @@ MAX_PAIRS = 10_000  # greylisted sender and recipient pairs remembered
 class Sandbox:
     """The exchanger: listens from `start()` to `stop()`; one event loop, one process.
 
-    Complaints are sent to `feedback`, or where it is "" to the return path.
+    Complaints are sent to `feedback`, or where it is "" to the return path. Readers follow links that begin with
+    `links`, and none when it is "".
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Sandbox:
         *,
         hostname: str = "sandbox.localhost",
         feedback: str = "",
+        links: str = "",
         slow: float = 3.0,
     ) -> None:
         self._bind = settings.bind or Endpoint("127.0.0.1", 0)
@@ -50,6 +54,7 @@ class Sandbox:
         self.kept = Kept(directory, settings.keep)
         self._feedback = feedback
         self._sender = Sender(settings.inbound, hostname) if settings.inbound is not None else None
+        self._readers = Readers(links) if links else None
         self.stopping = asyncio.Event()
         self._seen: dict[tuple[str, str], None] = {}
         self._server: asyncio.Server | None = None
@@ -68,6 +73,8 @@ class Sandbox:
         self._server = await asyncio.start_server(self._converse, self._bind.host, self._bind.port, backlog=1_024)
         if self._sender is not None:
             self._sender.start()
+        if self._readers is not None:
+            self._readers.start()
         log.info("sandbox.started", address=str(self.address))
 
     async def stop(self) -> None:
@@ -82,6 +89,8 @@ class Sandbox:
             await asyncio.wait(list(self._open))
         if self._sender is not None:
             await self._sender.stop()
+        if self._readers is not None:
+            await self._readers.stop()
         await self._server.wait_closed()
         self._server = None
 
@@ -97,12 +106,14 @@ class Sandbox:
 
     def taken(self, stored: Stored, content: bytes) -> None:
         """Let those of its recipients answer that do. Nobody answers what has the null sender (RFC 5321 4.5.5)."""
-        if self._sender is None or not stored.sender:
-            return
         for n, recipient in enumerate(stored.recipients, 1):
             name = behaviour_name(recipient)
-            kind = BEHAVIOURS[name].answer if name else None
-            if kind is not None:
+            behaviour = BEHAVIOURS[name] if name else None
+            if behaviour is None:
+                continue
+            if behaviour.act is not None and self._readers is not None:
+                self._readers.put(behaviour.act, content)
+            if (kind := behaviour.answer) is not None and self._sender is not None and stored.sender:
                 copy = Taken(stored.sender, recipient, content, stored.received_at)
                 message_id = f"{stored.id}.{n}@{self.hostname}"
                 self._sender.put(

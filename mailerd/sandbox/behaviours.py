@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mailerd.sandbox.answers import Kind
+from mailerd.sandbox.readers import Act
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """What the sandbox does for a local part: at RCPT, or at the final dot ("" there: no reply, or the usual one).
 
-    `answer` is what comes back for a message that was taken.
+    `answer` is what comes back for a message that was taken, `act` what its reader does.
     """
 
     about: str
     rcpt: str = ""
     dot: str = ""
     answer: Kind | None = None
+    act: Act | None = None
 
 
 BEHAVIOURS: Mapping[str, Behaviour] = {
@@ -35,6 +37,9 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
     "late-full": Behaviour("taken, then a bounce comes back: mailbox full", answer="full"),
     "complain": Behaviour("taken, then the reader's complaint comes back", answer="complaint"),
     "vacation": Behaviour("taken, then a vacation notice comes back", answer="vacation"),
+    "open": Behaviour("taken and opened: the pixel of a campaign is fetched", act="open"),
+    "click": Behaviour("taken, opened, and the first tracked link clicked", act="click"),
+    "unsubscribe": Behaviour("taken, opened, and left with one click", act="unsubscribe"),
 }
 
 

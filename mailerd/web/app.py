@@ -5,6 +5,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 
 import asyncpg
 import structlog
@@ -14,7 +15,33 @@ from mailerd import metrics
 from mailerd.errors import Refused, Unavailable
 from mailerd.intake.allowance import Allowance
 from mailerd.queue.commit import LOST
-from mailerd.web import emails, events, health, openapi, paths, problems, suppressions, unsubscribe, upstreams, webhooks
+from mailerd.web import (
+    analytics,
+    campaign_recipients,
+    campaign_steering,
+    campaigns,
+    contact_imports,
+    contact_records,
+    contacts,
+    custom_fields,
+    emails,
+    events,
+    health,
+    lists,
+    openapi,
+    pages,
+    paths,
+    preferences,
+    problems,
+    segments,
+    suppressions,
+    tags,
+    templates,
+    tracking,
+    unsubscribe,
+    upstreams,
+    webhooks,
+)
 from mailerd.web.callers import authorize
 from mailerd.web.cursors import Cursors
 from mailerd.web.operations import Call, Operation, Tools
@@ -26,11 +53,25 @@ log = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 OPERATIONS: tuple[Operation, ...] = (
+    *analytics.OPERATIONS,
     *emails.OPERATIONS,
+    *campaigns.OPERATIONS,
+    *campaign_steering.OPERATIONS,
+    *campaign_recipients.OPERATIONS,
     *events.OPERATIONS,
     *suppressions.OPERATIONS,
     *paths.OPERATIONS,
+    *contact_imports.OPERATIONS,  # before those of /contacts/{contact_id}
+    *contacts.OPERATIONS,
+    *contact_records.OPERATIONS,
+    *lists.OPERATIONS,
+    *tags.OPERATIONS,
+    *custom_fields.OPERATIONS,
+    *segments.OPERATIONS,
+    *templates.OPERATIONS,
+    *tracking.OPERATIONS,
     *unsubscribe.OPERATIONS,
+    *preferences.OPERATIONS,
     *upstreams.OPERATIONS,
     *webhooks.OPERATIONS,
     *health.OPERATIONS,
@@ -49,13 +90,18 @@ def build_app(services: Services) -> web.Application:
         services=services,
         cursors=Cursors(services.cursor_key),
         reader=BodyReader(services.limits),
-        document=openapi.document(OPERATIONS),
+        document=_document(),
     )
     app = web.Application(middlewares=[_frame])
     expect = _expect_handler(services.limits)
     for operation in OPERATIONS:
         app.router.add_route(operation.method, operation.path, _bound(operation, tools), expect_handler=expect)
     return app
+
+
+@cache
+def _document() -> bytes:
+    return openapi.document(OPERATIONS)
 
 
 def new_request_id() -> str:
@@ -80,8 +126,8 @@ async def _frame(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.info("http.disconnected", request_id=request_id, method=request.method, path=request.path[:200])
         raise
     except Exception as error:  # whatever it is, the client gets a problem and not its text
-        for_people = isinstance(error, web.HTTPNotFound) and request.path.startswith("/u/")
-        response = unsubscribe.lost() if for_people else _problem_of(error, request_id).answer(request_id)
+        for_people = isinstance(error, web.HTTPNotFound) and request.path.startswith(("/u/", "/c/"))
+        response = pages.lost() if for_people else _problem_of(error, request_id).answer(request_id)
     sign(response, request_id)
     call = request.get(CALL)
     if call and call.credential and call.operation.scope == "send":
@@ -129,6 +175,8 @@ def _rate_headers(allowances: Sequence[Allowance]) -> dict[str, str]:
 def _account(request: web.Request, request_id: str, call: Call | None, status: int, seconds: float) -> None:
     operation = call.operation.id if call else "none"
     metrics.requested(operation, status, seconds)
+    if call and call.operation.quiet and status < 500:
+        return
     log.info(
         "http.answered",
         request_id=request_id,

@@ -42,6 +42,14 @@ PATTERNS = {
     r"^[\w.:/@+-]+(?!\n)$": "only letters, digits and _ . : / @ + -",
     r"^[^\x00-\x1f\x7f]*(?!\n)$": "anything but control characters",
     r"^[^\x00-\x1f\x7f/:!]*(?!\n)$": "anything but / : ! and control characters",
+    r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*(?!\n)$": "anything but control characters and line separators",
+    r"^[^\x00-\x1f\x7f/:!<>,]*(?!\n)$": "anything but / : ! < > , and control characters",
+    r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$": "anything but control characters, of which line breaks and tabs may stand",
+    r"^[^\x00]*$": "anything but NUL",
+    r"^#[0-9A-Fa-f]{6}(?!\n)$": "only a colour such as #14532d",
+    r"^[a-z][a-z0-9_]*(?!\n)$": "only a lower-case letter, then lower-case letters, digits and underscores",
+    r"^([01][0-9]|2[0-3]):[0-5][0-9](?!\n)$": "only a time of day such as 09:30",
+    r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)(?!\n)$": "only a time of day such as 17:30, or 24:00",
 }
 MAX_NAME = 80
 

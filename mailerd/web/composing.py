@@ -28,6 +28,9 @@ HEADER_PATH = re.compile(r"headers\[(\d+)\]")
 LONE_LF = re.compile(rb"(?<!\r)\n")
 
 
+TEST_MARK = "[Test] "  # before the subject of mail that somebody wants to see before it goes out
+
+
 @dataclass(slots=True)
 class Prepared:
     """A message ready to be submitted, how each recipient was addressed, and which fields the client filled."""

@@ -1,7 +1,6 @@
 """Sending mail and looking after it: `/api/v1/emails`."""
 
 import asyncio
-import hashlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from aiohttp import web
 
 from mailerd.errors import Refused
 from mailerd.intake.envelope import Origin, Receipt
-from mailerd.intake.idempotency import Conflict, Idempotency, Replayed
+from mailerd.intake.idempotency import Conflict, Replayed
 from mailerd.queue.ids import format_message_id, parse_message_id
 from mailerd.queue.views import MailFilters, MessageSummary, MessageView, Steered
-from mailerd.web import problems
+from mailerd.web import idempotency, problems
 from mailerd.web.bodies import (
     Accepted,
     AcceptedRecipient,
@@ -48,7 +47,6 @@ from mailerd.wire.address import parse_mailbox
 
 MESSAGE = "message/rfc822"
 IN_THREAD = 128_000  # bytes of a body from which decoding and composing would hold up other clients
-KEY = re.compile(r"[\x20-\x7e]{1,255}")
 EFFECT = re.compile(r"effect (?P<id>\d+): (?:[^:]*: (?P<rule>[\w.-]+): [45]\d\d)?")  # of a rule: its id and a reply
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -155,38 +153,16 @@ async def _submit(
     call: Call, ready: Sequence[Prepared], body: bytes, respond: Callable[[Sequence[Result]], bytes]
 ) -> tuple[Sequence[Result], bytes] | web.Response:
     """Hand messages to the relay; a response at once when the request was answered before."""
-    idempotency = _idempotency(call, body)
     outcome = await call.services.submitter.submit_batch(
         [(prepared.envelope, prepared.content) for prepared in ready],
         Origin(protocol="http", peer=call.peer, helo="", tls="", credential=call.caller),
-        idempotency,
+        idempotency.key_of(call, body),
         202,
         respond,
     )
-    match outcome:
-        case Replayed(status, response):
-            call.facts["replayed"] = True
-            headers = {"Idempotency-Replayed": "true"}
-            return web.Response(status=status, body=response, content_type=JSON, headers=headers)
-        case Conflict.OTHER_REQUEST:
-            detail = "This Idempotency-Key was used for another request; use a new one."
-            raise ProblemError(422, "idempotency_key_reused", detail)
-        case Conflict.IN_PROGRESS:
-            detail = "The request with this Idempotency-Key is not done yet; ask again."
-            raise ProblemError(409, "idempotency_in_progress", detail, retry_after=1)
+    if isinstance(outcome, Replayed | Conflict):
+        return idempotency.earlier(call, outcome)
     return outcome
-
-
-def _idempotency(call: Call, body: bytes) -> Idempotency | None:
-    key = call.request.headers.get("Idempotency-Key")
-    if key is None:
-        return None
-    if not KEY.fullmatch(key):
-        detail = "An Idempotency-Key has 1 to 255 printable ASCII characters."
-        raise ProblemError(400, "invalid_idempotency_key", detail)
-    said = f"{call.request.content_type}\n{call.request.rel_url.raw_query_string}\n".encode() + body
-    path = f"{call.operation.method} {call.operation.path}"
-    return Idempotency(call.caller.name, path, key, hashlib.sha256(said).digest())
 
 
 def _single_answer(call: Call, prepared: Prepared, results: Sequence[Result]) -> bytes:

@@ -16,11 +16,13 @@ from mailerd.web.problems import Problem
 REFERENCE = "#/components/schemas/{name}"
 EVERYWHERE = (400, 500, 503)
 WITH_KEY = (401, 403, 429)
+IDEMPOTENT = (409, 422)  # the key is in use, or another request's
 HEADERS: Mapping[str, dict[str, Any]] = {
     "X-Request-Id": {"description": "Yours if you sent a sane one, else ours", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}},
     "RateLimit": {"description": "What is left (draft-ietf-httpapi-ratelimit-headers)", "schema": {"type": "string"}},
     "RateLimit-Policy": {"description": "What the API key may send", "schema": {"type": "string"}},
+    "ETag": {"description": "Of what is there now: for If-Match", "schema": {"type": "string"}},
     "Idempotency-Replayed": {"description": "`true`: the answer of an earlier request", "schema": {"type": "string"}},
 }
 PLAIN_SCHEMAS: Mapping[type, dict[str, Any]] = {dict: {"type": "object"}, str: {"type": "string"}, bytes: {}}
@@ -35,6 +37,13 @@ IDEMPOTENCY_PARAMETER = {
     "in": "header",
     "description": "A request with a key is done once, however often it is sent; the key is remembered for a day",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+}
+
+IF_MATCH_PARAMETER = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "An ETag: done only if it is still that, else 412",
+    "schema": {"type": "string", "maxLength": 200, "pattern": "^[ -~]*$"},
 }
 
 
@@ -90,7 +99,8 @@ def document(operations: Sequence[Operation]) -> bytes:
 def statuses(operation: Operation) -> set[int]:
     """Every status that an operation may answer with."""
     shared = (*EVERYWHERE, *WITH_KEY) if operation.scope else EVERYWHERE
-    return {*operation.answers, *operation.problems, *shared}
+    keyed = IDEMPOTENT if operation.idempotent else ()
+    return {*operation.answers, *operation.problems, *shared, *keyed}
 
 
 def _types(operation: Operation) -> Iterable[type]:
@@ -149,6 +159,8 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
         ]
     if operation.idempotent:
         made.append(IDEMPOTENCY_PARAMETER)
+    if HTTPStatus.PRECONDITION_FAILED in operation.problems:
+        made.append(IF_MATCH_PARAMETER)
     return [*made, REQUEST_ID_PARAMETER]
 
 
@@ -166,11 +178,15 @@ def _response(operation: Operation, status: int) -> dict[str, Any]:
     headers = ["X-Request-Id"]
     if operation.idempotent:
         headers += ["RateLimit", "RateLimit-Policy", "Idempotency-Replayed"]
-    return {
+    if HTTPStatus.PRECONDITION_FAILED in operation.problems and status != HTTPStatus.NO_CONTENT:
+        headers.append("ETag")
+    made: dict[str, Any] = {
         "description": HTTPStatus(status).phrase,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
-        "content": {media: {"schema": _schema(type_)}},
     }
+    if status != HTTPStatus.NO_CONTENT:
+        made["content"] = {each: {"schema": _schema(type_)} for each in (media, *operation.also)}
+    return made
 
 
 def _problem_response() -> dict[str, Any]:

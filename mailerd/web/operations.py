@@ -29,17 +29,19 @@ class Operation:
     """
 
     id: str
-    method: Literal["GET", "HEAD", "POST", "PATCH", "DELETE"]
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     scope: Scope | None  # None: nobody needs a key
     summary: str
     handler: Callable[["Call"], Awaitable[web.Response]]
     answers: Mapping[int, tuple[str, type]]
+    also: tuple[str, ...] = ()  # media types that good answers may have instead
     bodies: Mapping[str, type] = field(default_factory=dict)
     example: object = None  # of the JSON body
     query: type[msgspec.Struct] | None = None
     problems: tuple[int, ...] = ()
     idempotent: bool = False  # takes an Idempotency-Key
+    quiet: bool = False  # counted, and not logged one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,9 @@ class Call:
             for name in values.keys() - lists:
                 if len(given.getall(name)) > 1:
                     raise msgspec.ValidationError(f"Given more than once - at `$.{name}`")
+            for name in given:
+                if any("\0" in value for value in given.getall(name)):
+                    raise problems.invalid([FieldError("invalid_value", problems.NUL, parameter=name)])
             return msgspec.convert(values, type_, strict=False)
         except msgspec.ValidationError as error:
             found = problems.of_validation(error, type_)

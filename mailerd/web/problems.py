@@ -1,6 +1,7 @@
 """Everything that goes wrong over HTTP, in one shape: application/problem+json (RFC 9457)."""
 
-from collections.abc import Container, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -160,20 +161,70 @@ T = TypeVar("T")
 def decode(body: bytes | msgspec.Raw, type_: type[T]) -> T:
     """Read JSON as `type_`; raises `ProblemError` 400 for what is not JSON, 422 for what is not a `type_`."""
     try:
-        return msgspec.json.decode(body, type=type_)
+        found = msgspec.json.decode(body, type=type_)
+        # Neither mail nor PostgreSQL has room for NUL; halves of surrogate pairs are no JSON to msgspec.
+        if b"\\u0000" in bytes(body) and (pointer := _with_nul(found)) is not None:
+            raise invalid([FieldError("invalid_value", NUL, pointer)])
+        return found
     except msgspec.ValidationError as error:
         raise invalid([of_validation(error, type_)]) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProblemError(400, "malformed_json", f"The body is not JSON in UTF-8: {_where(error)}.") from None
+        raise ProblemError(400, "malformed_json", f"The body is not JSON in UTF-8: {_fault(body, error)}.") from None
     except RecursionError:
         raise ProblemError(400, "malformed_json", "The body is nested too deeply.") from None
 
 
-def _where(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"invalid bytes at {error.start}"
-    text = str(error).removeprefix("JSON is malformed: ")
-    return "it ends too early" if text == "Input data was truncated" else text
+def _with_nul(value: object) -> str | None:
+    """The pointer to the first text with a NUL; what is not decoded yet is not looked into."""
+    if isinstance(value, str):
+        return "" if "\0" in value else None
+    parts: Iterable[tuple[object, object]] = ()
+    if isinstance(value, msgspec.Struct):
+        parts = ((field.encode_name, getattr(value, field.name)) for field in msgspec.structs.fields(value))
+    elif isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    for name, part in parts:
+        below = "" if "\0" in str(name) else _with_nul(part)
+        if below is not None:
+            return f"/{escape(str(name))}{below}"
+    return None
+
+
+NUL = "It has a NUL character."
+
+
+def _fault(body: bytes | msgspec.Raw, error: Exception) -> str:
+    """What is wrong, and in which line and column, both from 1."""
+    data = bytes(body)
+    text, _, place = str(error).removeprefix("JSON is malformed: ").partition(" (byte ")
+    if isinstance(error, UnicodeDecodeError):  # it counts from the beginning of a string
+        text, at = "bytes that are not UTF-8", _not_utf8(data)
+    elif text == "Input data was truncated":
+        text, at = "it ends too early", len(data)
+    else:
+        at = int(place.rstrip(")")) if place else 0
+        letter = data[at] if at < len(data) else 0x20
+        if text == "invalid character" and letter < 0x20 and b'"' in _STRING.sub(b"", data[:at]):
+            what, written = _CONTROLS.get(letter, ("control character", f"\\u{letter:04x}"))
+            text = f"a raw {what} in a string; write {written}"
+    before = data[:at]
+    lines = before.count(b"\n") + 1
+    column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8", "replace")) + 1
+    return f"line {lines}, column {column}: {text}"
+
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_CONTROLS = {0x09: ("tab", "\\t"), 0x0A: ("line break", "\\n"), 0x0D: ("line break", "\\r\\n or \\n")}
+
+
+def _not_utf8(data: bytes) -> int:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
 
 
 def of_validation(error: msgspec.ValidationError, type_: Any) -> FieldError:

@@ -5,6 +5,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
+from mailerd.campaigns.analytics.desk import AnalyticsDesk
+from mailerd.campaigns.contacts.book import ContactBook
+from mailerd.campaigns.contacts.files import ContactFiles
+from mailerd.campaigns.contacts.preferences import PreferenceStore
+from mailerd.campaigns.desk import CampaignDesk
+from mailerd.campaigns.segments.store import SegmentStore
+from mailerd.campaigns.templates.desk import TemplateDesk
+from mailerd.campaigns.tracking.service import Tracker
 from mailerd.delivery.effects import EffectStore
 from mailerd.delivery.explain import Explainer
 from mailerd.errors import Refused
@@ -15,7 +23,7 @@ from mailerd.feedback.webhooks.desk import WebhookDesk
 from mailerd.intake.allowance import Allowance
 from mailerd.intake.credentials import Credential
 from mailerd.intake.envelope import Envelope, Origin, Receipt
-from mailerd.intake.idempotency import Conflict, Idempotency, Replayed
+from mailerd.intake.idempotency import Conflict, Idempotency, IdempotencyStore, Replayed
 from mailerd.queue.suppression import SuppressionStore
 from mailerd.queue.suppression_files import SuppressionFileStore
 from mailerd.queue.views import MailFilters, MailPage, MessageView, Steered
@@ -134,8 +142,18 @@ class Services:
     unsubscribes: UnsubscribeStore
     upstreams: Upstreams
     webhooks: WebhookDesk
+    templates: TemplateDesk
+    tracker: Tracker
+    idempotency: IdempotencyStore
+    preferences: PreferenceStore
+    analytics: AnalyticsDesk
+    segments: SegmentStore
+    contacts: ContactBook
+    contact_files: ContactFiles
+    campaigns: CampaignDesk
     ping: Callable[[], Awaitable[None]]  # returns when the database answers, raises when it does not
     stopping: Callable[[], bool]
     cursor_key: bytes  # installation.secret
+    sender: Callable[[str], str]  # what a tenant calls itself, for the pages that readers see; "": nothing
     now: Callable[[], datetime] = utc_now
     limits: Limits = field(default_factory=Limits)

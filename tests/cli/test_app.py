@@ -292,10 +292,10 @@ def test_run_tells_a_bad_configuration_like_check_config(tmp_path):
 
 def test_run_tells_a_sink_that_cannot_be_like_check_config(tmp_path):
     file = tmp_path / "mailerd.yaml"
-    file.write_text("sinks:\n  log: {kind: jsonl, directory: d, events: [email.opened]}\n")
+    file.write_text("sinks:\n  log: {kind: jsonl, directory: d, events: [email.vanished]}\n")
     done = command("run", "--config", str(file))
     assert done.status == os.EX_CONFIG
-    assert done.err.startswith(f"{file}:2: sinks.log.events[0]: there is no event 'email.opened'")
+    assert done.err.startswith(f"{file}:2: sinks.log.events[0]: there is no event 'email.vanished'")
 
 
 def test_the_daemon_is_not_burdened_with_what_only_commands_need(tmp_path):

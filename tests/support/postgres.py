@@ -3,10 +3,13 @@
 import asyncio
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Coroutine
+import tempfile
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +24,29 @@ TEMPLATE = "template_mailerd"
 # Most tests are about behaviour; those about durability start servers of their own.
 FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "autovacuum": "off"}
 SMALL = Database(shared_buffers=Size(32 * 1024**2), max_wal_size=Size(256 * 1024**2))
+MEMORY = Path("/dev/shm")
+ROOM = 4 * 1024**3  # bytes that must be free there: a database has 11 MB, a few tests fill theirs
+PREFIX = "mailerd-tests-"
+
+
+@contextmanager
+def fast_directory(other: Path) -> Iterator[Path]:
+    """A directory in memory, where a database is copied in a tenth of the time; `other` when there is no room.
+
+    What a session that was killed has left there is removed: it is called by the number of its process.
+    """
+    if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ROOM:
+        yield other
+        return
+    for left in MEMORY.glob(f"{PREFIX}*"):
+        if not Path(f"/proc/{left.name.removeprefix(PREFIX).partition('-')[0]}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY))
+    directory.chmod(0o755)  # the server may be another user's
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class TestPostgres:

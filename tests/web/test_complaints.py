@@ -68,6 +68,24 @@ def test_what_ends_too_early_is_said_so(body: str) -> None:
     assert found.value.code == "malformed_json"
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"name":\n "a\nb"}', r"line 2, column 4: a raw line break in a string; write \n."),
+        ('{"name": "é\t"}'.encode(), r"line 1, column 12: a raw tab in a string; write \t."),
+        (b'{"name": "a\\" \x01"}', r"line 1, column 15: a raw control character in a string; write \u0001."),
+        (b'{"name": tru\n}', "line 2, column 1: invalid character."),
+        (b'{\n"name": "a",}', "line 2, column 13: trailing comma in object."),
+        (b'{\n"name": "\xff"}', "line 2, column 10: bytes that are not UTF-8."),
+        (b'{\n"name": ', "line 2, column 9: it ends too early."),
+    ],
+)
+def test_what_is_no_json_is_told_with_its_place(body: bytes, said: str) -> None:
+    with pytest.raises(ProblemError) as found:
+        decode(body, Body)
+    assert found.value.detail == f"The body is not JSON in UTF-8: {said}"
+
+
 def test_every_pattern_of_a_request_has_words() -> None:
     assert _patterns() == set(PATTERNS)
 

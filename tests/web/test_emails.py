@@ -546,7 +546,11 @@ async def test_a_bad_query_names_its_parameter(api: Api, query: str, parameter: 
     assert [error.parameter for error in answer.problem.errors] == [parameter]
 
 
-@pytest.mark.parametrize("operation", [known for known in OPERATIONS if known.example], ids=lambda known: known.id)
+RELAY = {"emails", "events", "suppressions", "webhooks", "paths", "effects", "upstreams"}
+EXAMPLES = [known for known in OPERATIONS if known.example and known.id.partition(".")[0] in RELAY]
+
+
+@pytest.mark.parametrize("operation", EXAMPLES, ids=lambda known: known.id)
 async def test_the_examples_of_the_document_work(api: Api, dns: DnsServer, operation: Any) -> None:
     path = operation.path
     if operation.id.startswith("webhooks."):

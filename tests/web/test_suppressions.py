@@ -254,7 +254,7 @@ async def test_looking_at_the_link_changes_nothing(api: Api) -> None:
         page = await api.ask("GET", f"/u/{token(address='a<b>@example.net')}", key="none")
 
     assert (page.status, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
-    assert "<strong>marketing</strong> mail from this sender" in page.text
+    assert "<strong>marketing</strong> mail from <strong>Acme &amp; Co</strong>" in page.text
     assert "a&lt;b&gt;@example.net" in page.text
     assert await listed(api) == []
 
