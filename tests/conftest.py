@@ -4,16 +4,17 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.support.postgres import TestPostgres
+from tests.support.postgres import TestPostgres, fast_directory
 
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestPostgres]:
     """One embedded PostgreSQL for the test session, with a migrated template database."""
-    server = TestPostgres(tmp_path_factory.mktemp("postgres"))
-    server.start()
-    yield server
-    server.stop()
+    with fast_directory(tmp_path_factory.mktemp("postgres")) as directory:
+        server = TestPostgres(directory)
+        server.start()
+        yield server
+        server.stop()
 
 
 @pytest.fixture

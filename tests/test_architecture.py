@@ -16,6 +16,10 @@ PURE = (
     *sorted(ROOT.glob("wire/*.py")),
     *sorted(ROOT.glob("config/*.py")),
     *sorted(ROOT.glob("feedback/reading/*.py")),
+    ROOT / "campaigns/analytics/counts.py",
+    ROOT / "campaigns/analytics/periods.py",
+    ROOT / "campaigns/analytics/progress.py",
+    ROOT / "campaigns/analytics/rates.py",
     ROOT / "queue/retry.py",
     ROOT / "queue/ids.py",
     ROOT / "delivery/control.py",
@@ -24,7 +28,39 @@ PURE = (
     ROOT / "delivery/tls_policy.py",
     ROOT / "delivery/shaping.py",
     ROOT / "delivery/shaping_lint.py",
+    ROOT / "campaigns/runner/turns.py",
+    ROOT / "campaigns/mime.py",
     ROOT / "delivery/warmup.py",
+    ROOT / "campaigns/contacts/csv_reading.py",
+    *(
+        ROOT / f"campaigns/contacts/imports/{name}.py"
+        for name in ("columns", "json_lines", "refused", "rows", "values")
+    ),
+    ROOT / "campaigns/audience.py",
+    *(ROOT / f"campaigns/{name}.py" for name in ("values", "zones", "timing", "recurrence", "compliance", "forecast")),
+    *(ROOT / f"campaigns/contacts/{name}.py" for name in ("values", "status", "fields", "refusals")),
+    *(
+        ROOT / f"campaigns/segments/{name}.py"
+        for name in (
+            *("conditions", "vocabulary", "reading", "leaves", "parsing"),
+            *("parameters", "compiling", "sources", "sizing"),
+        )
+    ),
+    *(ROOT / f"campaigns/tracking/{name}.py" for name in ("actors", "agents", "folding", "links", "records")),
+    ROOT / "campaigns/templates/values.py",
+    ROOT / "campaigns/templates/sandbox.py",
+    ROOT / "campaigns/templates/filters.py",
+    ROOT / "campaigns/templates/languages.py",
+    ROOT / "campaigns/templates/checking.py",
+    ROOT / "campaigns/templates/tags.py",
+    ROOT / "campaigns/templates/markup.py",
+    ROOT / "campaigns/templates/inspection.py",
+    ROOT / "campaigns/templates/slots.py",
+    ROOT / "campaigns/templates/wording.py",
+    ROOT / "campaigns/templates/compiling.py",
+    ROOT / "campaigns/templates/rendering.py",
+    ROOT / "campaigns/templates/contexts.py",
+    ROOT / "campaigns/templates/preview.py",
 )
 IMPURE_MODULES = {"asyncio", "asyncpg", "aiohttp", "aiosmtplib", "socket", "ssl", "threading", "time", "uvloop"}
 CLOCKS = {"now", "utcnow", "today", "localtime", "formatdate", "make_msgid"}  # of datetime, date and email.utils

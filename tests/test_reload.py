@@ -175,8 +175,8 @@ async def test_a_worker_that_is_replaced_later_starts_with_the_new_configuration
             "mailerd.yaml:7: routes[0].auth.password_file: none cannot be read",
         ),
         (
-            "sinks: {log: {kind: jsonl, directory: d, events: [email.opened]}}\n",
-            "mailerd.yaml:7: sinks.log.events[0]: there is no event 'email.opened'",
+            "sinks: {log: {kind: jsonl, directory: d, events: [email.vanished]}}\n",
+            "mailerd.yaml:7: sinks.log.events[0]: there is no event 'email.vanished'",
         ),
     ],
 )
