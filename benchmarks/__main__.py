@@ -13,18 +13,24 @@ import typer
 from rich.console import Console
 
 from benchmarks import (
+    analytics,
     backlog,
     blocked,
     bounces,
+    campaign,
+    contacts,
     faults,
     idle,
     imports,
     inbound,
     loads,
     relay,
+    segments,
     shaping,
     suppressions,
+    templates,
     throttle,
+    tracking,
     webhooks,
 )
 from benchmarks.peers import postfix
@@ -45,9 +51,9 @@ DEFAULT_WORK = Path(os.environ.get("MAILERD_BENCH_WORK", HERE / "work"))
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
     """Without NAME: all."""
-    if context.invoked_subcommand not in ("throttle", "shaping", "blocked", "bounces", "suppressions", "imports") and (
-        missing := postfix.missing()
-    ):
+    own = ("throttle", "shaping", "blocked", "bounces", "suppressions", "imports", "tracking", "contacts", "segments")
+    without_peers = (*own, "analytics", "campaign")
+    if context.invoked_subcommand not in without_peers and (missing := postfix.missing()):
         console.print(f"benchmarks need: {missing}")
         raise typer.Exit(69)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -181,6 +187,52 @@ def inbound_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick 
             raise typer.Exit(1)
 
 
+@app.command(name="analytics")
+def analytics_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    rounds: Rounds = 3,
+    events: Annotated[int | None, typer.Option(help="That were counted.")] = None,
+) -> None:
+    """Reports after a hundred million events, also while more are counted, and how fast these are."""
+    with _work(work) as directory:
+        good = analytics.run(
+            directory,
+            Results(out, "analytics", console),
+            events=events or (500_000 if quick else 100_000_000),
+            rounds=1 if quick else rounds,
+        )
+    if not good:
+        console.print("[red]a report took more than a second, or read a whole table, or counting was too slow[/red]")
+        raise typer.Exit(1)
+
+
+@app.command(name="campaign")
+def campaign_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    contacts: Annotated[int | None, typer.Option(help="In the audience.")] = None,
+    mails: Annotated[int | None, typer.Option(help="That are waited for.")] = None,
+    crash: Annotated[bool, typer.Option("--crash", help="Kill it again and again instead.")] = False,
+    kills: Annotated[int | None, typer.Option(help="How often.")] = None,
+) -> None:
+    """A campaign to a million contacts; or one that is hurt all the time, and reaches each contact once."""
+    with _work(work) as directory:
+        if crash:
+            results = Results(out, "campaign-crash", console)
+            many = contacts or (3_000 if quick else 100_000)
+            good = campaign.crash(directory, results, contacts=many, kills=kills or (5 if quick else 50))
+        else:
+            many = contacts or (20_000 if quick else 1_000_000)
+            most = min(many, mails or (10_000 if quick else 200_000))
+            good = campaign.run(directory, Results(out, "campaign", console), contacts=many, mails=most)
+    if not good:
+        console.print("[red]slower than promised, or not everybody has it once[/red]")
+        raise typer.Exit(1)
+
+
 @app.command(name="suppressions")
 def suppressions_command(
     work: Work = DEFAULT_WORK,
@@ -206,12 +258,61 @@ def imports_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick 
             raise typer.Exit(1)
 
 
+@app.command(name="contacts")
+def contacts_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    rows: Annotated[int | None, typer.Option(help="Contacts in the file.")] = None,
+) -> None:
+    """How long a CSV of a million contacts takes to go in."""
+    with _work(work) as directory:
+        most = rows or (50_000 if quick else 1_000_000)
+        if not contacts.run(directory, Results(out, "contacts", console), rows=most):
+            console.print(f"[red]slower than {contacts.LEAST:,} rows a second, or not all of them[/red]")
+            raise typer.Exit(1)
+
+
+@app.command(name="tracking")
+def tracking_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
+    """Opens and clicks a second, with the database quiet, busy and stopped."""
+    with _work(work) as directory:
+        if not tracking.run(directory, Results(out, "tracking", console), seconds=3.0 if quick else 20.0):
+            console.print(f"[red]fewer than {tracking.RATE:,}/s, slower than {tracking.P99} ms, or some lost[/red]")
+            raise typer.Exit(1)
+
+
+@app.command(name="templates")
+def templates_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
+    """What rendering the mail of a campaign costs."""
+    with _work(work) as directory:
+        if not templates.run(directory, Results(out, "templates", console), count=2_000 if quick else 20_000):
+            console.print("[red]a millisecond and more, or a p99 of 100[/red]")
+            raise typer.Exit(1)
+
+
 @app.command(name="webhooks")
 def webhooks_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False, rounds: Rounds = 3) -> None:
     """What telling endpoints costs mail."""
     with _work(work) as directory:
         results = Results(out, "webhooks", console)
         webhooks.run(directory, results, rounds=1 if quick else rounds, count=3_000 if quick else 15_000)
+
+
+@app.command(name="segments")
+def segments_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    rounds: Rounds = 3,
+    rows: Annotated[int | None, typer.Option(help="Contacts.")] = None,
+) -> None:
+    """How fast and how well the size of a segment is told, and how fast audiences are read."""
+    with _work(work) as directory:
+        most = rows or (200_000 if quick else 10_000_000)
+        if not segments.run(directory, Results(out, "segments", console), rows=most, rounds=1 if quick else rounds):
+            console.print("[red]an estimate took a second and more, or a ledger is written too slowly[/red]")
+            raise typer.Exit(1)
 
 
 app.command(name="faults")(faults.main)
