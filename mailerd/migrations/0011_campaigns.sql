@@ -102,6 +102,7 @@ CREATE TABLE consents (
     at           timestamptz NOT NULL
 );
 CREATE INDEX consents_address ON consents (tenant, address, at);
+CREATE INDEX consents_contact ON consents (contact_id);
 
 CREATE TABLE erasures (
     tenant    text NOT NULL,

@@ -57,6 +57,13 @@ FORGET_OWN = """
      WHERE address = ANY ($1::text[]) AND message_id = 0 AND tenant = $2
 """
 FORGET_CONSENTS = "DELETE FROM consents WHERE tenant = $1 AND address = $2"
+# What was said by earlier addresses of the person; not where somebody else has the address now.
+FORGET_EARLIER = """
+    DELETE FROM consents AS said
+     WHERE said.tenant = $1 AND said.contact_id = $2
+       AND NOT EXISTS (SELECT FROM contacts AS other WHERE other.tenant = $1 AND other.address = said.address)
+ RETURNING address
+"""
 FORGET_WORDS = """
     UPDATE suppressions SET detail = '', message_id = NULL WHERE address = $2 AND tenant = $1 RETURNING id
 """
@@ -107,6 +114,8 @@ class ErasureStore:
             if gone is None:
                 raise unknown("contact")
             await connection.execute(FORGET_CONSENTS, tenant, gone.address)
+            for earlier in {row["address"] for row in await connection.fetch(FORGET_EARLIER, tenant, contact_id)}:
+                await connection.execute(REMEMBER, tenant, erasure_hash(self._secret, tenant, earlier), now)
             await connection.execute(FORGET_BOUNCES, tenant, gone.address)
             kept = await connection.fetch(FORGET_WORDS, tenant, gone.address)
             await connection.execute(REMEMBER, tenant, erasure_hash(self._secret, tenant, gone.address), now)

@@ -402,3 +402,18 @@ async def test_no_change_of_address_puts_an_address_on_a_list_that_it_has_left(c
     await contacts.book.members.remove(TENANT, news, [ann], source="test", now=contacts.clock())
     await contacts.join(news, ann)
     assert (await contacts.statuses(ann))[news] == "unsubscribed"
+
+
+async def test_erasing_forgets_earlier_addresses_too_and_nobody_comes_back_by_them(contacts: Contacts) -> None:
+    ann, news = await contacts.add("ann@old.example"), await contacts.add_list()
+    await contacts.join(news, ann)
+    await contacts.book.subscriptions.unsubscribe(TENANT, ann, list_id=news, reason="", source="api:test")
+    assert await change(contacts, ann, email="ann@new.example")
+    assert await _mentions(contacts, "ann@old.example") == {"consents"}
+
+    await contacts.book.erasures.erase(TENANT, ann)
+
+    assert await _mentions(contacts, "ann@old.example", "ann@new.example") == set()
+    for address in ("ann@old.example", "ann@new.example"):
+        with pytest.raises(Refused, match="erased"):
+            await contacts.add(address)
