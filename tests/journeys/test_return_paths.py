@@ -250,7 +250,8 @@ async def test_what_comes_back_to_the_return_path_is_about_its_recipient(
         await relay.settled()
         path = next(delivery.sender for delivery in mx.delivered if delivery.recipient == "b@example.net")
         async with listening(relay, configuration) as client:
-            forged = path[:-30] + "x" + path[-29:]
+            other = "y" if path[-30] == "x" else "x"  # one time in 32 it is x already
+            forged = path[:-30] + other + path[-29:]
             for line, reply in (
                 ("EHLO mx.example.net", "250"),
                 ("MAIL FROM:<>", "250"),
