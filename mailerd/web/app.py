@@ -36,6 +36,8 @@ from mailerd.web import (
     segments,
     suppressions,
     tags,
+    template_trials,
+    template_versions,
     templates,
     tracking,
     unsubscribe,
@@ -68,7 +70,9 @@ OPERATIONS: tuple[Operation, ...] = (
     *tags.OPERATIONS,
     *custom_fields.OPERATIONS,
     *segments.OPERATIONS,
+    *template_trials.OPERATIONS,  # before those of /templates/{template_id}
     *templates.OPERATIONS,
+    *template_versions.OPERATIONS,
     *tracking.OPERATIONS,
     *unsubscribe.OPERATIONS,
     *preferences.OPERATIONS,
