@@ -33,7 +33,7 @@ from benchmarks import (
     tracking,
     webhooks,
 )
-from benchmarks.peers import postfix
+from benchmarks.peers import UnavailableError, postfix
 from benchmarks.report import Results
 
 HERE = Path(__file__).parent
@@ -53,9 +53,12 @@ def main(context: typer.Context) -> None:
     """Without NAME: all."""
     own = ("throttle", "shaping", "blocked", "bounces", "suppressions", "imports", "tracking", "contacts", "segments")
     without_peers = (*own, "analytics", "campaign")
-    if context.invoked_subcommand not in without_peers and (missing := postfix.missing()):
-        console.print(f"benchmarks need: {missing}")
-        raise typer.Exit(69)
+    if context.invoked_subcommand not in without_peers and postfix.missing():
+        try:
+            postfix.Postfix.prepare()
+        except UnavailableError as error:
+            console.print(f"benchmarks need: {error}")
+            raise typer.Exit(69) from None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -69,26 +72,33 @@ def relay_command(
     out: Out = RESULTS,
     quick: Quick = False,
     rounds: Rounds = 3,
-    cells: Annotated[str, typer.Option(help="usual, quick, or every: 32 cells.")] = "usual",
+    cells: Annotated[str, typer.Option(help="usual, quick, or every: 64 cells.")] = "usual",
     size: Annotated[list[str] | None, typer.Option(help=f"{', '.join(relay.SIZES)}: only cells of this size.")] = None,
     signed: Annotated[bool | None, typer.Option("--signed/--unsigned", help="Only such cells.")] = None,
+    tls: Annotated[bool | None, typer.Option("--starttls/--clear", help="Only such cells.")] = None,
     peer: Annotated[list[str] | None, typer.Option(help=", ".join(relay.PEERS))] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
     factor: Annotated[float, typer.Option(help="Times as many messages.")] = 1.0,
     profile: Annotated[float, typer.Option(help="Watch a mailerd worker by py-spy for so many seconds instead.")] = 0.0,
 ) -> None:
-    """End-to-end relay beside Postfix, unsigned and with DKIM."""
+    """End-to-end relay beside other mail servers: unsigned and with DKIM, in clear and with STARTTLS."""
     chosen = {"usual": relay.USUAL, "quick": relay.QUICK, "every": tuple(relay.every_load())}[
         "quick" if (quick or profile) and cells == "usual" else cells
     ]
     sizes = {relay.SIZES[name] for name in size} if size else None
     chosen = tuple(
-        load for load in chosen if (sizes is None or load.size in sizes) and (signed is None or load.signed == signed)
+        load
+        for load in chosen
+        if (sizes is None or load.size in sizes)
+        and (signed is None or load.signed == signed)
+        and (tls is None or load.tls == tls)
     )
-    peers = ["mailerd"] if profile else peer or list(relay.PEERS)
+    peers = ["mailerd"] if profile else peer or list(relay.MATRIX_PEERS if cells == "every" else relay.PEERS)
+    name = "profile" if profile else "relay-every" if cells == "every" else "relay"
     with _work(work) as directory:
         complete = relay.run(
             directory,
-            Results(out, "profile" if profile else "relay", console),
+            Results(out, name, console, resumed=resume),
             loads=relay.sized(chosen, factor * (0.3 if quick else 1.0)),
             peers=peers,
             rounds=1 if quick else rounds,

@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 from html import escape
 
-COLOURS = {"mailerd": "#2563eb", "postfix": "#9ca3af", "postfix-tuned": "#6b7280"}
+COLOURS = {
+    "mailerd": "#2563eb",
+    "postfix": "#9ca3af",
+    "postfix-tuned": "#6b7280",
+    "exim": "#0d9488",
+    "opensmtpd": "#a855f7",
+    "haraka": "#be185d",
+    "slimta": "#65a30d",
+}
 CURVES = ("#9ca3af", "#a855f7", "#d97706", "#2563eb")  # the last one is ours
 LIMIT = "#e5e7eb"
 OTHER = "#d97706"
@@ -12,7 +20,7 @@ LABEL, WIDTH, BAR, GAP, VALUE = 190, 480, 15, 14, 110  # pixels
 
 def bars(title: str, groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, digits: int = 0) -> str:
     """One group of horizontal bars for each cell, one bar for each peer, all on one scale."""
-    highest = max(value for _, values in groups for _, value in values) or 1.0
+    highest = max((value for _, values in groups for _, value in values), default=0.0) or 1.0
     parts, y = [_text(0, 16, title, weight="bold")], 32
     for name, values in groups:
         parts.append(_text(0, y + 12, name))

@@ -1,7 +1,8 @@
-"""One run: a load of smtp-source into a system, counted by our sink, with what it cost."""
+"""One run: a load of smtp-source, or of tls_source, into a system, counted by our sink, with what it cost."""
 
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,15 @@ from pathlib import Path
 
 from benchmarks.cgroup import Accounting, memory
 from benchmarks.machine import flushes
-from benchmarks.peers import Peer
+from benchmarks.peers import Peer, Tls
+from benchmarks.signing import make_certificate
 from benchmarks.sink import Sink
 
 PATIENCE = 120.0  # seconds until the last message; what is not there by then is missing
 SETTLE = 1.0  # seconds after the last message whose CPU time still counts
 MEMORY_EVERY = 2.0  # seconds; looking costs CPU
 PLAIN, SIGNED = "plain.example", "signed.example"  # the sender's domain says whether to sign
+CLEAR, ENCRYPTED = "sink.example", "tls.example"  # the recipient's, to which port of the sink it goes
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,22 @@ class Load:
     kept: bool = True  # one connection for many messages, else one each
     signed: bool = False  # by RSA-2048
     count: int = 6_000
+    tls: bool = False  # STARTTLS on both sides: into the system, and out of it
 
     @property
     def name(self) -> str:
         size = f"{self.size // 1024} KB" if self.size < 1024 * 1024 else f"{self.size // 1024 // 1024} MB"
-        return f"{size}, {self.clients} {'kept' if self.kept else 'new'}, {'RSA-2048' if self.signed else 'unsigned'}"
+        words = [size, f"{self.clients} {'kept' if self.kept else 'new'}", "RSA-2048" if self.signed else "unsigned"]
+        return ", ".join([*words, "STARTTLS"] if self.tls else words)
 
     def command(self, port: int, run: str) -> list[str]:
         domain = SIGNED if self.signed else PLAIN
+        if self.tls:
+            words = [sys.executable, "-m", "benchmarks.tls_source", str(port), "--count", str(self.count)]
+            words += ["--sessions", str(self.clients), "--size", str(self.size), *([] if self.kept else ["--new"])]
+            return [*words, "--sender", f"bench@{domain}", "--recipient", f"{run}@{ENCRYPTED}"]
         words = ["smtp-source", *(["-d"] if self.kept else []), "-N", "-s", str(self.clients), "-l", str(self.size)]
-        words += ["-m", str(self.count), "-M", "client.localhost", "-f", f"bench@{domain}", "-t", f"{run}@sink.example"]
+        words += ["-m", str(self.count), "-M", "client.localhost", "-f", f"bench@{domain}", "-t", f"{run}@{CLEAR}"]
         return [*words, f"127.0.0.1:{port}"]
 
 
@@ -60,12 +69,14 @@ class Run:
     duplicates: int
     strays: int
     signed: int
+    tls: int  # messages that came to the sink over TLS
     load: float  # average of the machine in the last minute: well above the cores means that others were at work
 
     @property
     def complete(self) -> bool:
-        """Every message came, once, and signed if it was to be."""
-        return not self.missing and not self.duplicates and self.signed == (self.count if "RSA" in self.cell else 0)
+        """Every message came, once, and signed and encrypted if it was to be."""
+        wanted = {name: self.count if name in self.cell else 0 for name in ("RSA-2048", "STARTTLS")}
+        return not self.missing and not self.duplicates and [self.signed, self.tls] == list(wanted.values())
 
     def as_dict(self) -> dict[str, object]:
         return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
@@ -78,7 +89,9 @@ class Bench:
         self._work = work
         self._source = source
         self._sink_group = sink_group
-        self.sink = Sink(sink_group.command([]), work)
+        certificate = make_certificate(work)
+        self.sink = Sink(sink_group.command([]), work, certificate=certificate)
+        self.tls = Tls(*certificate, self.sink.tls_port)
         self._runs = 0
 
     def run(self, peer: Peer, load: Load) -> Run:
@@ -91,20 +104,21 @@ class Bench:
         flushed = flushes(self._work)
         with watched_memory(*parts) as peak:
             begun = time.monotonic()
-            subprocess.run(
+            source = subprocess.run(
                 self._source.command(load.command(peer.port(signed=load.signed), run)),
                 check=True,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 timeout=PATIENCE * 3,
             )
             accepted = time.monotonic()
+            begun = float(source.stdout or begun)
             report = self.sink.wait(load.count, PATIENCE)
         time.sleep(SETTLE)
         report = self.sink.report()
         return Run(
             peer=peer.name,
             cell=load.name,
-            rate=load.count / (report["last"] - begun),
+            rate=report["unique"] / max(0.001, report["last"] - begun),
             accept_rate=load.count / (accepted - begun),
             cpu_us=(total_cpu(parts) - cpu) / load.count * 1e6,
             memory_mb=max(peak) / 1e6,
@@ -116,6 +130,7 @@ class Bench:
             duplicates=report["duplicates"],
             strays=report["strays"],
             signed=report["signed"],
+            tls=report["tls"],
             load=os.getloadavg()[0],
         )
 

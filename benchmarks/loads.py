@@ -1,7 +1,8 @@
-"""What the load and the sinks cost by themselves: smtp-source straight into our sink, and into Postfix's."""
+"""What the load and the sinks cost by themselves: smtp-source and tls_source straight into our sink, and Postfix's."""
 
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import machine
@@ -9,7 +10,10 @@ from benchmarks.cgroup import accounting
 from benchmarks.load import Load
 from benchmarks.peers import free_port
 from benchmarks.report import Results, Spread, machine_line
+from benchmarks.signing import make_certificate
 from benchmarks.sink import Sink
+
+MB = 1024 * 1024
 
 
 def run(work: Path, results: Results, *, rounds: int, count: int) -> None:
@@ -18,9 +22,13 @@ def run(work: Path, results: Results, *, rounds: int, count: int) -> None:
     results.line(machine=described)
     results.text(machine_line(described))
     seen: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    few = max(100, count // 20)
+    loads = [Load(count=count), Load(count=count, kept=False), Load(size=MB, count=few)]
+    loads += [replace(load, tls=True) for load in loads]
     for number in range(rounds):
-        for load in (Load(count=count), Load(size=1024 * 1024, count=max(100, count // 20))):
-            for name, measure in (("our sink", _ours), ("smtp-sink", _theirs)):
+        for load in loads:
+            # smtp-sink has no STARTTLS.
+            for name, measure in (("our sink", _ours), ("smtp-sink", _theirs))[: 1 if load.tls else 2]:
                 figures = measure(work, load)
                 seen.setdefault((load.name, name), []).append(figures)
                 results.line(
@@ -30,17 +38,19 @@ def run(work: Path, results: Results, *, rounds: int, count: int) -> None:
     for (cell, name), all_figures in seen.items():
         rate, source, sink = (Spread.of(list(column)) for column in zip(*all_figures, strict=True))
         rows.append([f"{cell}: {name}", f"{rate:.0f}", f"{source:.0f}", f"{sink:.0f}"])
-    results.table("smtp-source straight into a sink", ["cell, sink", "msg/s", "smtp-source µs", "sink µs"], rows)
+    title = "smtp-source, and with STARTTLS tls_source, straight into a sink"
+    results.table(title, ["cell, sink", "msg/s", "source µs", "sink µs"], rows)
 
 
 def _ours(work: Path, load: Load) -> tuple[float, float, float]:
     group = accounting("sink")
-    sink = Sink(group.command([]), work)
+    sink = Sink(group.command([]), work, certificate=make_certificate(work))
     try:
         before = group.cpu()
         sink.begin("r0x")
-        rate, source = _send(load, sink.port)
-        assert sink.wait(load.count, 10.0)["unique"] == load.count
+        rate, source = _send(load, sink.tls_port if load.tls else sink.port)
+        report = sink.wait(load.count, 10.0)
+        assert (report["unique"], report["tls"]) == (load.count, load.count if load.tls else 0)
         return rate, source, (group.cpu() - before) / load.count * 1e6
     finally:
         sink.close()
@@ -68,7 +78,9 @@ def _send(load: Load, port: int) -> tuple[float, float]:
     group = accounting("source")
     try:
         begun = time.monotonic()
-        subprocess.run(group.command(load.command(port, "r0x")), check=True, stdout=subprocess.DEVNULL, timeout=300)
-        return load.count / (time.monotonic() - begun), group.cpu() / load.count * 1e6
+        words = group.command(load.command(port, "r0x"))
+        done = subprocess.run(words, check=True, stdout=subprocess.PIPE, timeout=300)
+        ended = time.monotonic()
+        return load.count / (ended - float(done.stdout or begun)), group.cpu() / load.count * 1e6
     finally:
         group.close()

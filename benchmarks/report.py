@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,16 +13,28 @@ from rich.table import Table
 
 @dataclass
 class Results:
-    """Files `NAME.jsonl`, `NAME.md`, `NAME.svg` in one directory, written anew by every run of the benchmark."""
+    """Files `NAME.jsonl`, `NAME.md`, `NAME.svg` in one directory, written anew by every run of the benchmark.
+
+    With `resumed` the lines of an earlier run stay, and are in `lines`.
+    """
 
     directory: Path
     name: str
     console: Console
     tables: list[str] = field(default_factory=list)
+    resumed: bool = False
+    lines: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.path(".jsonl").write_text("")
+        file = self.path(".jsonl")
+        if self.resumed and file.exists():
+            # Without its end, what was being written when the earlier run was stopped is no line.
+            whole = file.read_text().rpartition("\n")[0].splitlines(keepends=True)
+            self.lines = [json.loads(line) for line in whole]
+            file.write_text("".join(line.rstrip("\n") + "\n" for line in whole))
+        else:
+            file.write_text("")
 
     def path(self, suffix: str) -> Path:
         return self.directory / (self.name + suffix)

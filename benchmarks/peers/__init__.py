@@ -1,10 +1,12 @@
 """The systems under test: each started and stopped by the driver, and nothing of it outside the work directory."""
 
+import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cgroup import Accounting, accounting
@@ -12,10 +14,37 @@ from benchmarks.cgroup import Accounting, accounting
 START = 60.0  # seconds
 
 
+class UnavailableError(Exception):
+    """A peer that cannot be had on this machine; its text says why."""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """For STARTTLS on both sides: PEM files of a certificate and its key, and the port of the sink that offers it.
+
+    What is for tls.example goes to that port, and all else to the other one.
+    """
+
+    certificate: Path
+    key: Path
+    sink_port: int
+
+
 class Peer:
     """One system: `directory` holds all of it, `group` counts it, all but what only signed mail needs."""
 
     name: str
+    no_signature = ""  # why not, where it does not sign by DKIM
+    no_tls = ""  # why not, where it cannot be measured with STARTTLS
+    at_250 = ""  # what of a message is on disk when it is accepted, in words: what is counted stands beside them
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Install what is not there yet, or raise UnavailableError."""
+
+    def version(self) -> str:
+        """Of the programs that are measured."""
+        return ""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -23,8 +52,11 @@ class Peer:
         self.group: Accounting = accounting(self.name)
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, sink_port: int, key: Path, selector: str) -> None:
-        """Take mail on `port()` and relay all of it to the sink; sign it when asked, with this RSA key."""
+    def start(self, sink_port: int, key: Path, selector: str, tls: Tls | None = None) -> None:
+        """Take mail on `port()` and relay all of it to the sink; sign it when asked, with this RSA key.
+
+        With `tls` the port offers STARTTLS. No certificate is verified.
+        """
         raise NotImplementedError
 
     def port(self, *, signed: bool) -> int:
@@ -63,6 +95,15 @@ class Peer:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
+
+    def _own(self, file: Path, user: str | None = None, mode: int = 0o600) -> Path:
+        """A copy of a key below `directory`, for programs that want it to be theirs alone."""
+        copy = self.directory / file.name
+        shutil.copy(file, copy)
+        copy.chmod(mode)
+        if user is not None:
+            shutil.chown(copy, user)
+        return copy
 
 
 def free_port() -> int:

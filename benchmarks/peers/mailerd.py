@@ -3,17 +3,19 @@
 import re
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import yaml
 
-from benchmarks.peers import START, Peer
+from benchmarks.peers import START, Peer, Tls
 
 
 class Mailerd(Peer):
     """`settings` are put over the configuration of the benchmark."""
 
     name = "mailerd"
+    at_250 = "body, recipients and the event, committed by PostgreSQL with fsync on: one commit for all that wait"
 
     def __init__(self, directory: Path, **settings: object) -> None:
         super().__init__(directory)
@@ -21,16 +23,27 @@ class Mailerd(Peer):
         self._port = 0
         self.data_dir = directory / "data"
 
-    def start(self, sink_port: int, key: Path, selector: str) -> None:
+    def version(self) -> str:
+        return f"mailerd {version('mailerd')}"
+
+    def start(self, sink_port: int, key: Path, selector: str, tls: Tls | None = None) -> None:
+        listener = {"bind": "127.0.0.1:0", "auth": "trusted", "trusted": ["127.0.0.0/8"]}
+        routes = [{"match": {"domain": "*"}, "hosts": [f"127.0.0.1:{sink_port}"], "tls": "none"}]
+        certificate = {}
+        if tls is not None:
+            encrypted = {"match": {"domain": "tls.example"}, "hosts": [f"127.0.0.1:{tls.sink_port}"], "tls": "required"}
+            routes.insert(0, encrypted)
+            certificate = {"tls": {"certificate": str(tls.certificate), "key": str(tls.key)}}
         config = {
             "hostname": "bench.localhost",
             "data_dir": str(self.data_dir),
             "workers": 2,
-            "listeners": [{"bind": "127.0.0.1:0", "starttls": "off", "auth": "trusted", "trusted": ["127.0.0.0/8"]}],
+            "listeners": [listener | {"starttls": "optional" if tls else "off"}],
             "http": None,
-            "routes": [{"match": {"domain": "*"}, "hosts": [f"127.0.0.1:{sink_port}"], "tls": "none"}],
+            "routes": routes,
             "domains": {"signed.example": {"dkim": [{"selector": selector, "key_file": str(key)}]}},
             "log": {"format": "json"},
+            **certificate,
         }
         file = self.directory / "mailerd.yaml"
         file.write_text(yaml.safe_dump(config | self._settings, sort_keys=False))

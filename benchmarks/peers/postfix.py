@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 from benchmarks.cgroup import Accounting, accounting
-from benchmarks.peers import Peer, free_port
+from benchmarks.peers import Peer, Tls, UnavailableError, free_port
+from benchmarks.peers.installed import apt_install
 from tests.support.postfix import lay_out
 
 # As little as a relay needs. The log is a file of its own: syslog would be somebody else's CPU time.
@@ -29,10 +30,21 @@ in_flow_delay = 0
 default_destination_concurrency_limit = 10
 initial_destination_concurrency = 10
 """
+# As the package sets it, and with the loopback's own way for what is to go encrypted.
+ENCRYPTED = """\
+smtpd_tls_chain_files = {directory}/server.pem
+smtp_tls_session_cache_database = btree:{directory}/data/smtp_scache
+transport_maps = inline:{{tls.example=encrypted:[127.0.0.1]:{sink}}}
+"""
+SMTPD_TLS = "  -o smtpd_tls_security_level=may\n"
+SMTP_TLS = """\
+encrypted unix - - n - - smtp
+  -o smtp_tls_security_level=may
+"""
 MASTER = """\
 127.0.0.1:{plain} inet n - n - - smtpd
-127.0.0.1:{signing} inet n - n - - smtpd
-  -o smtpd_milters=inet:127.0.0.1:{milter}
+{tls}127.0.0.1:{signing} inet n - n - - smtpd
+{tls}  -o smtpd_milters=inet:127.0.0.1:{milter}
   -o milter_default_action=tempfail
 """
 # Signing only, with what its manual names for it; the fields and the canonicalisation that mailerd uses.
@@ -54,6 +66,7 @@ class Postfix(Peer):
     """As the package leaves it."""
 
     name = "postfix"
+    at_250 = "the queue file, fsynced by cleanup"
     more = ""
 
     def __init__(self, directory: Path) -> None:
@@ -63,11 +76,23 @@ class Postfix(Peer):
     def parts(self, *, signed: bool) -> list[Accounting]:
         return [self.group, self._milter] if signed else [self.group]
 
-    def start(self, sink_port: int, key: Path, selector: str) -> None:
+    @classmethod
+    def prepare(cls) -> None:
+        if packages := _lacking():
+            apt_install(*packages)
+        if _lacking():
+            raise UnavailableError(missing())
+
+    def version(self) -> str:
+        words = ["postconf", "-hd", "mail_version"]
+        number = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+        return f"Postfix {number}"
+
+    def start(self, sink_port: int, key: Path, selector: str, tls: Tls | None = None) -> None:
         self._ports = {False: free_port(), True: free_port()}
         milter = free_port()
         self._start_opendkim(milter, key, selector)
-        self._write_configuration(sink_port, milter)
+        self._write_configuration(sink_port, milter, tls)
         # Into the group by way of a shell that ends: the master process leaves its parent.
         self._postfix("start")
         for port in self._ports.values():
@@ -81,10 +106,16 @@ class Postfix(Peer):
         super().stop()
         self._milter.close()
 
-    def _write_configuration(self, sink_port: int, milter: int) -> None:
+    def _write_configuration(self, sink_port: int, milter: int, tls: Tls | None) -> None:
         ports = {"plain": self._ports[False], "signing": self._ports[True], "milter": milter}
         settings = MAIN.format(name=self.name, sink=sink_port) + self.more
-        lay_out(self.directory, settings, MASTER.format(**ports))
+        services = MASTER.format(**ports, tls=SMTPD_TLS if tls else "")
+        if tls is not None:
+            (self.directory / "server.pem").write_bytes(tls.key.read_bytes() + tls.certificate.read_bytes())
+            (self.directory / "server.pem").chmod(0o600)
+            settings += ENCRYPTED.format(directory=self.directory, sink=tls.sink_port)
+            services += SMTP_TLS
+        lay_out(self.directory, settings, services)
 
     def _start_opendkim(self, milter: int, key: Path, selector: str) -> None:
         own = self.directory / "key.pem"
@@ -107,8 +138,12 @@ class TunedPostfix(Postfix):
     more = TUNED
 
 
+def _lacking() -> list[str]:
+    needed = {"postfix": "postfix", "smtp-source": "postfix", "opendkim": "opendkim"}
+    return sorted({package for program, package in needed.items() if shutil.which(program) is None})
+
+
 def missing() -> str:
     """What is not installed, in words for people; empty: nothing."""
-    needed = {"postfix": "postfix", "smtp-source": "postfix", "opendkim": "opendkim"}
-    packages = sorted({package for program, package in needed.items() if shutil.which(program) is None})
+    packages = _lacking()
     return f"apt-get install {' '.join(packages)}" if packages else ""
