@@ -30,7 +30,7 @@ class Haraka(Peer):
     """Node.js."""
 
     name = "haraka"
-    at_250 = "the queue file, written and renamed; it means to fsync it: the count says what it does"
+    at_250 = "the queue file, fsynced and then renamed"
 
     @classmethod
     def prepare(cls) -> None:

@@ -24,13 +24,16 @@ match from any for any action "sink"
 
 
 class OpenSmtpd(Peer):
-    """Seven processes, one of them each for the queue, the scheduler and all of SMTP."""
+    """Seven processes, one of them each for the queue, the scheduler and all of SMTP.
+
+    Five connections may wait to be accepted, which is compiled in: of many at once some are tried again a second later.
+    """
 
     name = "opensmtpd"
     no_signature = "does not sign"
     # https://github.com/OpenSMTPD/OpenSMTPD/issues/1171: its key is in another process, where OpenSSL 3 does not look.
     no_tls = "no STARTTLS: this version cannot be a TLS server with OpenSSL 3"
-    at_250 = "the files of message and envelope are written; it calls fsync where the count says so"
+    at_250 = "files of message and envelope, written and renamed; Debian's build does not fsync them"
 
     @classmethod
     def prepare(cls) -> None:
