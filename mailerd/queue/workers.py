@@ -43,7 +43,7 @@ DELIVERED = f"""
         DELETE FROM recipients AS r USING messages AS m, unnest($2::bigint[], $3::int[]) AS done (message_id, n)
          WHERE r.message_id = done.message_id AND r.n = done.n AND r.owner = $1 AND r.notify = ''
            AND m.id = r.message_id
-     RETURNING r.message_id, r.n, r.address, r.attempts, m.tenant, m.stream, m.campaign
+     RETURNING r.message_id, r.n, r.address, r.attempts, r.in_doubt, m.tenant, m.stream, m.campaign
     ), message AS (
         UPDATE messages SET pending = pending - gone.recipients
           FROM (SELECT message_id, count(*)::int AS recipients FROM finished GROUP BY message_id) AS gone
@@ -51,7 +51,9 @@ DELIVERED = f"""
     )
     INSERT INTO events ({events.COLUMNS})
     SELECT now(), 'recipient.delivered', message_id, n, address, tenant,
-           jsonb_build_object('attempt', attempts + 1, 'kind', 'delivered', 'recovered', true), stream, campaign
+           jsonb_build_object('attempt', attempts + 1, 'kind', 'delivered', 'recovered', true)
+               || CASE WHEN in_doubt THEN jsonb_build_object('in_doubt', true) ELSE jsonb_build_object() END,
+           stream, campaign
       FROM finished
 """
 FORGET_FINISHED = "DELETE FROM messages WHERE id = ANY ($1::bigint[]) AND pending <= 0"

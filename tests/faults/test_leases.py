@@ -78,6 +78,22 @@ async def test_what_a_worker_killed_in_its_commit_had_claimed_is_freed_too(pool:
     assert await owners(pool) == [None]
 
 
+@pytest.mark.parametrize("in_doubt", [False, True])
+async def test_what_a_dead_worker_had_delivered_is_recorded_with_the_doubt_of_an_attempt_before(
+    pool: Pool, in_doubt: bool
+) -> None:
+    """The reply was lost to one worker, and the next died with the reply to its own attempt in the journal."""
+    workers = WorkerStore(pool)
+    number = await workers.register("node", 1)
+    await store_one(pool, 1, owner=number)
+    await pool.execute("UPDATE recipients SET in_doubt = $1", in_doubt)
+    await workers.release(number, [(1, -1)])
+
+    data = await pool.fetchval("SELECT data FROM events WHERE type = 'recipient.delivered'")
+    assert data.get("in_doubt", False) is in_doubt
+    assert data["recovered"] is True
+
+
 async def test_a_claim_whose_answer_was_lost_is_given_up_and_nothing_else(pool: Pool) -> None:
     workers = WorkerStore(pool)
     number = await workers.register("node", 1)
