@@ -6,8 +6,8 @@ writes to many, on the same queue. `web` and `cli` look and steer; `relay` puts 
 `worker` runs that in one process, `daemon` starts the workers, each with its `assignment`, and watches them. `sandbox`
 is a mail exchanger to try things out with. Imports go only left along
 
-    errors < wire < config < logs < processes < db < events < metrics < queue < delivery < intake < feedback <
-    campaigns < relay < web < sandbox < assignment < worker < daemon < cli
+    errors < failpoints < wire < config < logs < processes < db < events < metrics < queue < delivery < intake <
+    feedback < campaigns < relay < web < sandbox < assignment < worker < daemon < cli
 
 Glossary (one word, one meaning):
 
@@ -41,6 +41,7 @@ follower     whoever reads events in order and remembers how far
 endpoint     a URL of an application that is told of events (a webhook)
 sink         a file or broker that events are written to
 credential   who may submit, as what, and how much
+failpoint    a named step at which the fault laboratory kills, stops or fails a process
 """
 
 __version__ = "0.1.0"

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 import uvloop
 
-from mailerd import logs, metrics
+from mailerd import failpoints, logs, metrics
 from mailerd.assignment import Assignment, Control, read_assignment
 from mailerd.campaigns.analytics.desk import AnalyticsDesk
 from mailerd.campaigns.analytics.follower import CampaignFollower
@@ -152,6 +152,8 @@ class Worker:
         control = Control(self._assignment.control)
         async with control.held():
             await self._start()
+            if failpoints.ON:
+                failpoints.reached("start.listening")
             tame_collector()
             control.ready()
             orders = asyncio.create_task(control.follow(self._reload), name="reload")
@@ -166,6 +168,8 @@ class Worker:
         self._leases = WorkerStore(self._pool, keep_bodies=config.retention.bodies > 0)
         self._credentials = CredentialStore(self._pool)
         self._number = await self._leases.register(self._assignment.node, os.getpid())
+        if failpoints.ON:
+            failpoints.reached("lease.taken")
         self._last_beat = time.monotonic()
         self._sending = CampaignSending(
             config,
@@ -189,6 +193,8 @@ class Worker:
         )
         self._relay.upkeep.seen(sorted({worker.node for worker in await self._leases.all()}))
         await self._relay.start()
+        if failpoints.ON:
+            failpoints.reached("start.relay")
         queued = QueuedMail(ControlStore(self._pool, keep_bodies=config.retention.bodies > 0), utc_now)
         self._campaigns = CampaignDesk(lambda: self._settings.config, self._pool, queue=queued, clock=utc_now)
         await self._sending.start(self._assignment.database_url, self._relay.submitter, self._relay.suppressions)
@@ -348,12 +354,16 @@ class Worker:
         """Take on another configuration, or raise and go on with the one we have. No connection is closed."""
         # What can fail does so before anything changes, and what takes long happens beside the mail.
         new, old = await asyncio.to_thread(load_settings, self._assignment, documents), self._settings
+        if failpoints.ON:
+            failpoints.reached("reload.loaded")
         try:
             self._take_on(new)
         except BaseException:
             self._take_on(old)
             raise
         self._settings = new
+        if failpoints.ON:
+            failpoints.reached("reload.taken_on")
         if self._followers is not None:
             await self._sinks.reconfigure(new.config.sinks)
         log.info("worker.reloaded", number=self._number)
@@ -388,6 +398,8 @@ class Worker:
                     log.error("worker.declared_dead", number=self._number)
                     os.kill(os.getpid(), signal.SIGKILL)  # others have our mail: send nothing more, settle nothing more
                 self._last_beat = begun
+                if failpoints.ON:
+                    failpoints.reached("lease.renewed")
                 living = await self._leases.all()
                 self._relay.upkeep.seen(sorted({worker.node for worker in living}))
                 for dead in watch.dead(living, begun):
@@ -462,6 +474,8 @@ class Worker:
             *(listener.stop(STOP_INTAKE) for listener in self._listeners),
             *(server.stop() for server in self._http),
         )
+        if failpoints.ON:
+            failpoints.reached("stop.intake")
         await self._sending.stop()
         await self._campaigns.steerer.stop()
         if self._http:
@@ -476,6 +490,8 @@ class Worker:
         await asyncio.gather(*self._background, return_exceptions=True)
         # What was cut off is still ours, and the journal says which of it may have been sent.
         freed = await self._leases.release(self._number, self._relay.journal.read())
+        if failpoints.ON:
+            failpoints.reached("stop.released")
         self._relay.journal.remove()
         await self._pool.close()
         log.info("worker.stopped", number=self._number, released=freed)

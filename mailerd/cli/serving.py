@@ -38,13 +38,16 @@ def serve(config_path: Path) -> int:
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # structlog takes it along if it can: 5 MB
     import asyncio
 
-    from mailerd import logs
+    import structlog
+
+    from mailerd import failpoints, logs
     from mailerd.cli.failure import tell
     from mailerd.config.documents import parse_documents, read_documents
     from mailerd.daemon import run
     from mailerd.errors import ConfigError
 
     try:
+        failpoints.check()
         documents = read_documents(config_path, os.environ)
         settings, _ = parse_documents(documents, os.environ)
         if settings.sinks:
@@ -54,6 +57,8 @@ def serve(config_path: Path) -> int:
     except ConfigError as error:
         return tell(error)
     logs.set_up(settings.log)
+    if words := os.environ.get(failpoints.VARIABLE):
+        structlog.get_logger().warning("failpoints.on", words=words)
     return asyncio.run(run(settings, documents))
 
 

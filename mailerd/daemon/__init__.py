@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 from asyncpg import LockNotAvailableError
 
-from mailerd import db
+from mailerd import db, failpoints
 from mailerd.assignment import Assignment
 from mailerd.config import Config
 from mailerd.config.documents import Documents
@@ -104,6 +104,8 @@ class Daemon:
         os.umask(0o077)
         self._catch_signals()
         await self._data_dir.acquire()
+        if failpoints.ON:
+            failpoints.reached("start.locked")
         try:
             self._sockets = open_sockets(self._config, self._environ)
             await self._until_stopped(self._start())
@@ -117,10 +119,16 @@ class Daemon:
     async def _start(self) -> None:
         self._service.status("starting the database")
         self._url = url = await self._start_database()
+        if failpoints.ON:
+            failpoints.reached("start.database")
         await self._migrate(url)
+        if failpoints.ON:
+            failpoints.reached("start.migrated")
         await self._hold_node(url)
         self._pool = await db.connect_pool(url, min=0, max=1, idle=10.0)
         await self.on_worker_death(None)
+        if failpoints.ON:
+            failpoints.reached("start.released")
         await self._check_resolver()
         key = await self._first_key()
         await self._start_sandbox()
@@ -128,6 +136,8 @@ class Daemon:
         self._ledger = self._open_ledger()
         share_metrics(self._data_dir.path / "metrics")
         await self._start_workers(url)
+        if failpoints.ON:
+            failpoints.reached("start.workers")
         await self._take_requests()
         if key is not None:
             print(f"mailerd api-key {key} (kept in {self._data_dir.path / 'api-key'})", flush=True)
@@ -275,7 +285,11 @@ class Daemon:
         for worker in await store.all():
             if worker.node == node and pid in (None, worker.pid):
                 file = self._data_dir.path / "journal" / str(worker.number)
+                if failpoints.ON:
+                    failpoints.reached("release.before")
                 freed = await store.release(worker.number, journal.read(file))
+                if failpoints.ON:
+                    failpoints.reached("release.after")
                 file.unlink(missing_ok=True)
                 metrics.forget_process(worker.pid)
                 log.info("worker.released", number=worker.number, pid=worker.pid, recipients=freed)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from mailerd import failpoints
 from mailerd.config import Config
 from mailerd.config.changes import changed
 from mailerd.config.documents import Documents, InForce, parse_reloaded, read_documents
@@ -82,6 +83,8 @@ class Reloader:
     async def _reload(self) -> Outcome:
         try:
             documents, new = await asyncio.to_thread(self._read)
+            if failpoints.ON:
+                failpoints.reached("reload.read")
         except ConfigError as error:
             return self._refuse(error.problems)
         differences = changed(self.config, new.config) + _changed_files(self._documents, documents)

@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 import structlog
 
-from mailerd import metrics
+from mailerd import failpoints, metrics
 from mailerd.config import Config
 from mailerd.delivery import consequences
 from mailerd.delivery.identity import FOREIGN, Identity
@@ -130,12 +130,16 @@ class Attempts:
                 return ()
             kept = session.sent > 0
             try:
+                if failpoints.ON:
+                    failpoints.reached("attempt.begun")
                 transaction = await self._transact(session, job, content)
             except LocalProtocolError as error:
                 text = f"this message cannot be put into SMTP commands: {error}"
                 verdict = local_verdict(Kind.PROTOCOL, 554, "5.5.4", text)
                 await self.settle(job, [Result(verdict, "mail")] * len(job.recipients), where)
                 return ()
+            if failpoints.ON:
+                failpoints.reached("attempt.after_reply")
             if transaction.called_off:
                 continue
             if transaction.stale or (kept and _dismissed(transaction)):
@@ -429,6 +433,8 @@ class Attempts:
     def _open(self, job: Job) -> None:
         for recipient in job.recipients:
             self._journal.open(job.message.id, recipient.n)
+        if failpoints.ON:
+            failpoints.reached("journal.written")
 
     async def _finish(self, message: Message, settled: list[Settled], notices: list[Notice], now: datetime) -> None:
         """Write the reports, one for each kind, and hand all of it over."""

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from mailerd import failpoints
 from mailerd.config import Config
 from mailerd.delivery.attempt import Attempts, Job, Where
 from mailerd.delivery.destination import AFTER_CRASH, CRASHED, PATIENCE, Destination, Key, Sessions, key_of
@@ -578,6 +579,8 @@ class Dispatcher:
         async with self._claiming:
             try:
                 messages = await claim
+                if failpoints.ON:
+                    failpoints.reached("claim.after")
             except BaseException:
                 self._astray = True
                 raise

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mailerd import failpoints
 from mailerd.errors import RemoteProtocolError
 from mailerd.wire.smtp import Reply, ReplyReader
 
@@ -84,6 +85,8 @@ class Pipeline(asyncio.Protocol):
         self._wanted = wanted
         self._patience = seconds
         self._transport.write(data)
+        if failpoints.ON and self._unsent:
+            failpoints.reached("attempt.after_dot")
         if in_time is not None:
             if self.unsent:
                 self.fail("reset", "the connection did not take our commands at once")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import asyncpg
 import structlog
 
+from mailerd import failpoints
 from mailerd.events import Event
 from mailerd.queue.commit import BAD_DATA, LOST
 from mailerd.queue.ids import format_message_id
@@ -66,10 +67,14 @@ class Settler:
                     await asyncio.sleep(GATHER)
                 batch, reports = self._take()
                 await self._record(batch, reports)
+                if failpoints.ON:
+                    failpoints.reached("settle.after")
                 self.uncertain = False
                 recipients = [settled.recipient for settled in batch]
                 for recipient in recipients:
                     self._journal.close(recipient.message.id, recipient.n)
+                if failpoints.ON:
+                    failpoints.reached("settle.closed")
                 self._settled(recipients)
         finally:
             self._running = None
@@ -87,6 +92,8 @@ class Settler:
         interrupted = False
         while True:
             try:
+                if failpoints.ON:
+                    failpoints.reached("settle.before")
                 return await self._store.settle(
                     batch,
                     worker=self._worker,

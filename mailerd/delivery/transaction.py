@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from mailerd import failpoints
 from mailerd.delivery.pipeline import Pipeline, Trouble
 from mailerd.delivery.verdict import Blame, Kind, Verdict, classify, local_verdict, network_verdict
 from mailerd.errors import LocalProtocolError
@@ -297,6 +298,8 @@ class Conversation:
 
     async def _exchange_data(self, commands: bytes, wanted: int, seconds: float) -> list[Reply]:
         """Write the commands that end with DATA, if that is permitted at this moment, and hear the replies."""
+        if failpoints.ON:
+            failpoints.reached("attempt.before_data")
         permit = self._permit
         if permit is None:
             return await self._pipeline.exchange(commands, wanted, seconds)

@@ -25,7 +25,7 @@ from typing import Literal
 
 import structlog
 
-from mailerd import metrics
+from mailerd import failpoints, metrics
 from mailerd.db import Connection, Pool
 from mailerd.errors import MailerdError
 from mailerd.events import START, EventStore, FollowerStore, Page, Position, Recorded
@@ -83,6 +83,8 @@ class Following:
         async def step(name: str, position: Position, page: Page) -> None:
             if page.events:
                 await read(page.events)
+            if failpoints.ON:
+                failpoints.reached("follower.after_read")
             if not await self._positions.move(name, position, page.position):
                 raise Moved
 
@@ -108,6 +110,8 @@ class Following:
                     raise Moved
                 if page.events:
                     await read(page.events, connection)
+                if failpoints.ON:
+                    failpoints.reached("follower.before_commit")
 
         await self._run(_Follower(name, step, start, types, streams, campaigns, limit))
 

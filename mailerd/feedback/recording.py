@@ -14,7 +14,7 @@ from enum import StrEnum
 
 import asyncpg
 
-from mailerd import metrics
+from mailerd import failpoints, metrics
 from mailerd.config import Config
 from mailerd.delivery.warmup import DayFacts
 from mailerd.delivery.warmup_budgets import Key as Book
@@ -158,6 +158,8 @@ class Recorder:
 
         async with self._keeping if dmarc or tls else nullcontext():
             recorded = await self._in_transaction(work)
+        if failpoints.ON:
+            failpoints.reached("bounce.after_commit")
         if recorded.suppressing:
             await asyncio.sleep(GRACE)
         return recorded
@@ -169,7 +171,10 @@ class Recorder:
         while True:
             try:
                 async with self._slots, self._pool.acquire() as connection, connection.transaction():
-                    return await work(connection, looks == LOOKS)
+                    recorded = await work(connection, looks == LOOKS)
+                    if failpoints.ON:
+                        failpoints.reached("bounce.before_commit")
+                    return recorded
             except _Waits:
                 looks += 1
             except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError) as error:

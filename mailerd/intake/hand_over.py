@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from mailerd import metrics
+from mailerd import failpoints, metrics
 from mailerd.config import Config, precedence
 from mailerd.db import Connection
 from mailerd.errors import Refused
@@ -138,6 +138,8 @@ class HandOver:
         self._kept = {message.id for message in self._messages if self._memory.keep(message)}
         owners = dict.fromkeys(self._kept, self._worker)
         await self._store.accept(self._messages, self._events, owners, connection)
+        if failpoints.ON:
+            failpoints.reached("hand_over.before_commit")
 
     def kept(self, message_id: int) -> bool:
         """Does this worker hold it in memory? Else its path, or the part of its campaign, was full."""
@@ -145,6 +147,8 @@ class HandOver:
 
     def done(self) -> None:
         """It is committed: what was kept is sent from memory."""
+        if failpoints.ON:
+            failpoints.reached("hand_over.after_commit")
         for message in self._messages:
             metrics.accepted(message.stream, "campaign", 1, message.size)
         self._memory.offer([message for message in self._messages if message.id in self._kept])

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import asyncpg
 import structlog
 
-from mailerd import metrics
+from mailerd import failpoints, metrics
 from mailerd.errors import MailerdError, Refused, Unavailable
 from mailerd.events import Event
 from mailerd.queue.mail import Message
@@ -140,6 +140,8 @@ class GroupCommit:
             else:
                 for message in mine:
                     self._dropped(message)
+        if failpoints.ON:
+            failpoints.reached("accepted.answered")
         self._kept(kept)
         if left:
             self._left(left)
@@ -151,7 +153,11 @@ class GroupCommit:
         owners = {message.id: self._worker for message in messages if message.id in owned}
         try:
             await self._withdraw()
+            if failpoints.ON:
+                failpoints.reached("accepted.before_commit")
             await self._store.accept(messages, accepted, owners)
+            if failpoints.ON:
+                failpoints.reached("accepted.after_commit")
         except BAD_DATA as error:
             log.warning("commit.refused", messages=len(messages), error=str(error)[:200])
             problem: MailerdError = Refused(554, "5.6.0", "the message cannot be stored", name="unstorable")

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import structlog
 
-from mailerd import events
+from mailerd import events, failpoints
 from mailerd.db import Connection
 from mailerd.errors import MailerdError
 from mailerd.events import Event
@@ -384,6 +384,8 @@ class QueueStore:
             await connection.execute(LOCK_QUEUES, names)
             rows = await connection.fetch(CLAIM, names, [wanted[name] for name in names], now, worker)
             await connection.execute(ADVANCE_QUEUES, names, now)
+            if failpoints.ON:
+                failpoints.reached("claim.before_commit")
         return await self._messages(rows, bytes_)
 
     async def claim_expired(self, *, now: datetime, worker: int, limit: int) -> list[Message]:

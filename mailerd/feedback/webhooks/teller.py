@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import structlog
 
-from mailerd import metrics
+from mailerd import failpoints, metrics
 from mailerd.config import Webhooks as WebhooksConfig
 from mailerd.db import Pool
 from mailerd.delivery.https import Poster
@@ -215,6 +215,8 @@ class Turn:
     async def send(self, webhook: Webhook, key: str, body: bytes) -> Outcome:
         async with self._open_of[webhook.tenant], self._open:
             outcome = await send(self._poster, webhook, key, body, clock=self.now, timeout=float(self._config.timeout))
+        if failpoints.ON:
+            failpoints.reached("webhook.after_reply")
         metrics.webhook_answered("delivered" if outcome.good else "failed", outcome.took)
         return outcome
 
@@ -279,6 +281,8 @@ class Turn:
                 self._unrecorded = [changes for changes in made if changes is not None]
             if self._unrecorded:
                 await self._records.record(self._unrecorded, now)
+                if failpoints.ON:
+                    failpoints.reached("webhook.recorded")
             for changes in self._unrecorded:
                 if endpoint := self._endpoints.get(changes.webhook_id):
                     endpoint.look()  # there is room again
