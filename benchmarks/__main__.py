@@ -340,7 +340,7 @@ def run_all(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False)
     )
     for command in (*commands, throttle_command, shaping_command, bounces_command, inbound_command):
         command(work=work, out=out, quick=quick)
-    faults.main(kills=6 if quick else 100, freezes=not quick, out=out)
+    faults.main(kills=6 if quick else 500, freezes=not quick, out=out)
 
 
 @contextmanager

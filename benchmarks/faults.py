@@ -1,31 +1,42 @@
-"""kill -9 of workers, the daemon and PostgreSQL at random moments under load, and what became of the promises.
+"""kill -9 of workers, the daemon and PostgreSQL, at random moments and at named steps, under load and amid campaigns.
 
-    scripts/bench faults --kills 100
+    scripts/bench faults --kills 500
+    scripts/bench faults --kills 500 --resume       what was done before counts, the rest is done now
 
-Clients submit by SMTP and HTTP all the time and write down who was answered 250 or 202. At the end the queue drains,
-and their ledger is compared with that of the mail exchanger: everything promised arrived, nothing arrived twice unless
-the events mark it as in doubt. The exit status is 1 when that is not so. Every kill is of a process that we started.
+Clients submit by SMTP and HTTP all the time and write down who was answered 250 or 202, and one campaign follows the
+other. The kills come in parts of `PART`, each on a daemon of its own. At the end of a part the queue drains, and the
+ledger of the clients is compared with that of the mail exchanger and with the events: everything promised arrived,
+nothing arrived twice unless the events mark it as in doubt, the events of each recipient are in order, and campaigns
+reached each contact once. The exit status is 1 when that is not so. Every kill is of a process that we started.
+
+What became of mail is put down to the kill that was next when it was submitted.
 """
 
 import asyncio
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
 from benchmarks.report import Results
+from tests.faults import steps
 from tests.faults.laboratory import Comparison, Laboratory, kill, laboratory
+from tests.support.campaign_run import STEPS as TABLES
+from tests.support.campaign_run import CampaignRun, at_step
 from tests.support.submitters import Submitters
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,6 +44,12 @@ FROZEN = 40.0  # seconds; longer than a lease
 EARLY = 0.25  # share of the kills that do not wait until mail flows again after the one before
 RECOVERED = 90.0  # seconds in which mail has to flow again
 SOME = 20  # recipients promised show that it does
+PART = 50  # kills of one daemon and its data directory
+CLIENTS = {"smtp": 16, "http": 4}
+CONTACTS = 3_000  # of a campaign
+PACE = 3_000  # of them a minute: campaigns are under way all the time, and leave the machine to the other mail
+FINISHED = 300.0  # seconds for a campaign to be sent and counted once nothing is hurt any more
+COUNTED = ("promised", "lost", "broken", "twice", "unmarked", "in_doubt", "disorder")  # recipients, of one kill
 
 console = Console(width=None if sys.stdout.isatty() else 160)
 Hurt = Callable[[Laboratory], Awaitable[None]]
@@ -104,10 +121,74 @@ KILLS: dict[str, Hurt] = {
     "daemon, and as it starts": kill_starting_daemon,
     "all at once": kill_all,
 }
+STEPS = (*steps.STEPS, *steps.OF_CAMPAIGNS)
 FREEZES: dict[str, Hurt] = {
     "worker stopped 40 s": freeze_worker,
     "worker and daemon stopped 40 s": freeze_worker_and_daemon,
 }
+
+
+class Campaigns:
+    """One after the other in one laboratory; all are looked at in the end."""
+
+    def __init__(self, lab: Laboratory) -> None:
+        self._lab = lab
+        self._runs: list[CampaignRun] = []
+
+    async def keep_going(self) -> None:
+        """Begin another when the last one is through."""
+        if self._runs and self._runs[-1].arrived().total() < CONTACTS * 0.9:
+            return
+        run = CampaignRun(self._lab, CONTACTS, pace=PACE, prefix=f"campaign{len(self._runs) + 1}-")
+        await run.start()
+        self._runs.append(run)
+
+    async def counts(self) -> Counter[str]:
+        """Wait for the end of all; contacts by what became of them, the wrong ones by the names of `Outcome`."""
+        found: Counter[str] = Counter()
+        for run in self._runs:
+            await run.finished(FINISHED)
+            outcome = await run.outcome()
+            found += outcome.statuses
+            found["contacts"] += outcome.contacts
+            found["in doubt, and arrived"] += outcome.in_doubt_arrived
+            for name in WRONG:
+                found[name] += len(getattr(outcome, name))
+            if not outcome.exact:
+                console.print(outcome)
+        return found
+
+
+WRONG = ("lost", "twice", "unsent", "strangers", "miscounted")
+
+
+@dataclass
+class Kind:
+    """All kills of one kind: how many, for how long nobody was promised anything then, and `COUNTED`."""
+
+    kills: int = 0
+    outages: list[float] = field(default_factory=list)  # seconds
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: "Kind") -> None:
+        self.kills += other.kills
+        self.outages += other.outages
+        self.counts = dict(Counter(self.counts) + Counter(other.counts))
+
+
+@dataclass
+class Part:
+    """What a part leaves in the results, one line each."""
+
+    seconds: float
+    kinds: dict[str, Kind]
+    campaigns: dict[str, int]
+    recipients: dict[str, int]  # of the whole part: refused, unanswered, …
+    kept: bool
+
+    @property
+    def kills(self) -> int:
+        return sum(kind.kills for kind in self.kinds.values())
 
 
 class Run:
@@ -117,77 +198,172 @@ class Run:
         self._lab = lab
         self._load = load
         self._results = results
-        self.outages: dict[str, list[float]] = {}
+        self.campaigns = Campaigns(lab)
+        self.kinds: dict[str, Kind] = {}
+        self._names: list[str] = []  # of the kills, in their order
 
-    async def hurt(self, name: str, how: Hurt, *, early: bool) -> None:
-        """Do it, and see for how long nobody was promised anything."""
+    async def hurt(self, name: str, *, early: bool) -> bool:
+        """Do it, and see for how long nobody was promised anything; False: nobody came to the step."""
+        self._load.mark(f"k{len(self._names)}-")
+        self._names.append(name)
         if not early:
-            await self._load.until_promised(random.randrange(10, 200))
-        await asyncio.sleep(random.uniform(0, 0.5))
+            await self._load.until_promised(random.randrange(10, 100))
+            await self.campaigns.keep_going()
+        await asyncio.sleep(random.uniform(0, 0.3))
         self._load.promises.longest_gap = 0.0
-        await how(self._lab)
+        done = await self._do(name)
         async with asyncio.timeout(RECOVERED):
             await self._load.until_promised(SOME)
         seconds = self._load.promises.longest_gap
-        self.outages.setdefault(name, []).append(seconds)
-        self._results.line(hurt=name, early=early, seconds=round(seconds, 3))
+        self._results.line(hurt=name, early=early, done=done, seconds=round(seconds, 3))
+        kind = self.kinds.setdefault(name, Kind())
+        kind.kills += done
+        kind.outages += [seconds] if done else []
+        return done
+
+    async def _do(self, name: str) -> bool:
+        lab = self._lab
+        if how := (KILLS | FREEZES).get(name):
+            await how(lab)
+        elif name in TABLES:
+            if not await at_step(lab, TABLES[name]):
+                return False
+            await lab.daemon.start()
+        elif name in steps.STEPS:
+            await steps.kill_at(lab, name)
+        else:
+            lab.daemon.arm(f"{name}=kill")
+            with suppress(AssertionError):
+                await lab.daemon.fired(10.0)
+                return True
+            lab.daemon.disarm()  # the campaign was through
+            return False
+        return True
+
+    def attribute(self, comparison: Comparison, twice: Sequence[str], doubtful: set[str]) -> None:
+        """Count by kinds of kills what became of recipients."""
+        promised = self._load.promises.promised
+        found = (
+            promised,
+            comparison.lost,
+            comparison.broken,
+            twice,
+            comparison.unmarked,
+            doubtful,
+            comparison.disorder,
+        )
+        for what, addresses in zip(COUNTED, found, strict=True):
+            for address in addresses:
+                label = address.removeprefix(f"{self._load.prefix}k").partition("-")[0]
+                name = self._names[int(label)] if label.isdigit() else "before the first"
+                counts = self.kinds.setdefault(name, Kind()).counts
+                counts[what] = counts.get(what, 0) + 1
 
 
-async def run(kills: int, freezes: bool, results: Results, directory: Path) -> Comparison:
+async def part(names: Sequence[str], results: Results, directory: Path) -> Part:
+    """One daemon, hurt in these ways, and what became of its mail."""
     begun = time.monotonic()
+    directory.mkdir(parents=True, exist_ok=True)
     async with laboratory(directory) as lab:
-        load = lab.load(smtp=30, http=6)
+        load = lab.load(**CLIENTS)
         load.start()
-        going = Run(lab, load, results)
-        kinds = list(KILLS.items())
-        for count in range(kills):
-            name, how = kinds[count % len(kinds)]
-            await going.hurt(name, how, early=count > 0 and random.random() < EARLY)
-            if count % 10 == 9:
-                console.print(f"{count + 1} kills, {len(load.promises.promised):,} promised", highlight=False)
-        for name, how in FREEZES.items() if freezes else ():
-            console.print(name)
-            await going.hurt(name, how, early=False)
+        run = Run(lab, load, results)
+        for number, name in enumerate(names):
+            await run.hurt(name, early=number > 0 and random.random() < EARLY)
         await load.stop()
         comparison = await lab.verdict(load)
-    _report(results, comparison, going.outages, time.monotonic() - begun)
-    return comparison
+        campaigns = await run.campaigns.counts()
+        times = Counter(arrival.address for arrival in lab.arrivals(load))
+        twice = [address for address, count in times.items() if count > 1]
+        run.attribute(comparison, twice, await lab.doubtful(load))
+    kept = comparison.kept and not any(campaigns[name] for name in WRONG)
+    if not kept:
+        console.print(comparison)
+    sums = {name: value for name, value in asdict(comparison).items() if isinstance(value, int)}
+    return Part(time.monotonic() - begun, run.kinds, dict(campaigns), sums, kept)
 
 
-def _report(results: Results, comparison: Comparison, outages: dict[str, list[float]], seconds: float) -> None:
-    rows = [(name, str(len(times)), f"{median(times):.1f} s", f"{max(times):.1f} s") for name, times in outages.items()]
-    results.table("Faults under load", ("killed or stopped", "times", "no promise for, median", "longest"), rows)
-    counts = [
-        ("promised (250, 202)", comparison.promised),
-        ("of them lost", len(comparison.lost)),
-        ("arrived altered", len(comparison.broken)),
-        ("arrived again, marked in doubt", comparison.duplicates - len(comparison.unmarked)),
-        ("arrived again, not marked", len(comparison.unmarked)),
-        ("marked in doubt in all", comparison.marked),
-        ("refused (451, 503, 421)", comparison.refused),
-        ("of them arrived all the same", comparison.refused_arrived),
-        ("without an answer", comparison.unanswered),
-        ("of them arrived", comparison.unanswered_arrived),
-    ]
-    results.table("Recipients", ("what became of them", "count"), [(name, f"{count:,}") for name, count in counts])
-    summary = {"seconds": round(seconds), "kills": {name: len(times) for name, times in outages.items()}}
-    results.path(".json").write_text(json.dumps(summary | asdict(comparison), indent=2) + "\n")
+def in_turn(count: int) -> list[str]:
+    """The kinds of so many kills: all of them once in a random order, then again."""
+    kinds = [*KILLS, *STEPS, *TABLES]
+    names: list[str] = []
+    while len(names) < count:
+        names += random.sample(kinds, len(kinds))
+    return names[:count]
+
+
+def before(file: Path) -> list[Part]:
+    """The parts of an earlier run."""
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    return [msgspec.convert(found["part"], Part) for line in lines if "part" in (found := msgspec.json.decode(line))]
+
+
+def report(results: Results, parts: Sequence[Part]) -> None:
+    kinds: dict[str, Kind] = {}
+    campaigns: Counter[str] = Counter()
+    recipients: Counter[str] = Counter()
+    for each in parts:
+        campaigns.update(each.campaigns)
+        recipients.update(each.recipients)
+        for name, kind in each.kinds.items():
+            kinds.setdefault(name, Kind()).add(kind)
+    rows = [_row(name, kind) for name, kind in sorted(kinds.items())]
+    total = Kind()
+    for kind in kinds.values():
+        total.add(kind)
+    heads = ("killed", "times", "no promise for, median", "longest", *(name.replace("_", " ") for name in COUNTED))
+    results.table("Kills under load, and what became of the recipients", heads, [*rows, _row("all", total)])
+    counts = [(name.replace("_", " "), f"{count:,}") for name, count in recipients.items()]
+    results.table("Recipients", ("what became of them", "count"), counts)
+    results.table(
+        "Contacts of campaigns", ("what became of them", "count"), [(n, f"{c:,}") for n, c in campaigns.items()]
+    )
+    summary = {"kills": total.kills, "seconds": round(sum(each.seconds for each in parts)), "recipients": recipients}
+    summary |= {"campaigns": campaigns, "kept": all(each.kept for each in parts)}
+    results.path(".json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _row(name: str, kind: Kind) -> tuple[str, ...]:
+    middle, longest = (median(kind.outages), max(kind.outages)) if kind.outages else (0.0, 0.0)
+    return (
+        name,
+        f"{kind.kills}",
+        f"{middle:.1f} s",
+        f"{longest:.1f} s",
+        *(f"{kind.counts.get(what, 0):,}" for what in COUNTED),
+    )
 
 
 def main(
-    kills: Annotated[int, typer.Option(min=1)] = 100,
+    kills: Annotated[int, typer.Option(min=1)] = 500,
     freezes: Annotated[bool, typer.Option(help="Stop processes for 40 s, too.")] = True,
+    resume: Annotated[bool, typer.Option(help="Go on behind the parts that an earlier run has finished.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of the random moments; they still depend on the machine.")] = None,
     keep: Annotated[Path | None, typer.Option(help="A directory for data and logs, kept afterwards.")] = None,
     out: Annotated[Path, typer.Option(help="Where faults.json and faults.md are written.")] = RESULTS,
 ) -> None:
     """Kill, count, report."""
     random.seed(seed)
+    parts = before(out / "faults.jsonl") if resume else []
     results = Results(out, "faults", console)
+    for each in parts:
+        results.line(part=msgspec.to_builtins(each))
+    done = sum(each.kills for each in parts)
     with tempfile.TemporaryDirectory(prefix="mailerd-faults-") as temporary:
-        directory = keep or Path(temporary)
-        directory.mkdir(parents=True, exist_ok=True)
-        comparison = asyncio.run(run(kills, freezes, results, directory))
-    if not comparison.kept:
-        console.print(comparison)
+        while done < kills:
+            names = in_turn(min(PART, kills - done))
+            if freezes and done + len(names) >= kills:
+                names += FREEZES
+            directory = (keep or Path(temporary)) / f"part{len(parts) + 1}"
+            parts.append(asyncio.run(part(names, results, directory)))
+            results.line(part=msgspec.to_builtins(parts[-1]))
+            if keep is None:
+                shutil.rmtree(directory, ignore_errors=True)
+            if not parts[-1].kills:
+                break
+            done += parts[-1].kills
+            rate = parts[-1].kills / parts[-1].seconds * 60
+            console.print(f"{done} of {kills} kills, {rate:.0f} a minute", highlight=False)
+    report(results, parts)
+    if not all(each.kept for each in parts):
         raise typer.Exit(1)

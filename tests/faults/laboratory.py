@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mailerd import db
+from mailerd import db, failpoints
 from mailerd.db.embedded import running_url
+from tests.faults.history import disorder
 from tests.support.ledger_mx import Arrival, LedgerMx
 from tests.support.submitters import Promises, Submitters
 
@@ -33,6 +34,7 @@ first_key: true
 """
 READY = 60.0  # seconds until a daemon serves; recovery of the database included
 DRAIN = 120.0
+FIRED = 60.0
 DOUBTFUL = "SELECT DISTINCT address FROM events WHERE data->>'in_doubt' = 'true'"
 
 
@@ -45,6 +47,8 @@ class Mailerd:
         self.log = directory / "daemon.log"
         self.smtp_port, self.http_port = _free_port(), _free_port()
         self.api_key = ""
+        self.environ: dict[str, str] = {}  # beside ours
+        self._failpoints = directory / "failpoints"
         self.file.write_text(
             CONFIG.format(data_dir=self.data_dir, workers=workers, smtp=self.smtp_port, http=self.http_port, mx=mx_port)
         )
@@ -52,6 +56,13 @@ class Mailerd:
 
     async def start(self) -> None:
         """Launch it and wait until it serves."""
+        await self.launch()
+        async with asyncio.timeout(READY):
+            await self._ready()
+        self.api_key = (self.data_dir / "api-key").read_text().strip()
+
+    async def launch(self) -> None:
+        """Start it, and wait for nothing."""
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -61,12 +72,10 @@ class Mailerd:
                 "--config",
                 str(self.file),
                 cwd=TOP,
+                env=os.environ | {failpoints.VARIABLE: f"@{self._failpoints}"} | self.environ,
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        async with asyncio.timeout(READY):
-            await self._ready()
-        self.api_key = (self.data_dir / "api-key").read_text().strip()
 
     async def _ready(self) -> None:
         assert self.process.stdout is not None
@@ -79,6 +88,24 @@ class Mailerd:
         """kill -9 of the main process only; what else must end has to end by itself."""
         self.process.kill()
         await self.process.wait()
+
+    def arm(self, words: str) -> None:
+        """Have these failpoints hold, for one passing of whichever process gets to one first."""
+        new = self._failpoints.with_suffix(".new")
+        new.write_text(words)
+        new.rename(self._failpoints)
+
+    def disarm(self) -> None:
+        self._failpoints.unlink(missing_ok=True)
+
+    async def fired(self, seconds: float = FIRED) -> None:
+        """Wait until what was armed has happened."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._failpoints.exists():
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise AssertionError(f"nobody came to {self._failpoints.read_text()}: {self.log_lines()[-5:]}") from None
 
     async def stop(self) -> tuple[int, float]:
         """SIGTERM; the exit status, and how many seconds it took."""
@@ -126,8 +153,9 @@ class Mailerd:
 
     async def connection(self) -> db.Connection:
         """To its database, as soon as that is there."""
+        url = self.environ.get("MAILERD_DATABASE_URL")
         async with asyncio.timeout(READY):
-            while (url := running_url(self.data_dir)) is None:
+            while url is None and (url := running_url(self.data_dir)) is None:
                 await asyncio.sleep(0.05)
         return await db.connect(url, patience=READY)
 
@@ -169,11 +197,12 @@ class Comparison:
     unanswered: int = 0
     unanswered_arrived: int = 0
     strangers: list[str] = field(default_factory=list)  # arrived, and never submitted
+    disorder: list[str] = field(default_factory=list)  # whose events are not in order
 
     @property
     def kept(self) -> bool:
-        """Nothing was lost, and nothing came twice without saying so."""
-        return not (self.lost or self.broken or self.unmarked or self.strangers)
+        """Nothing was lost, nothing came twice without saying so, and the events tell it in order."""
+        return not (self.lost or self.broken or self.unmarked or self.strangers or self.disorder)
 
 
 def compare(promises: Promises, arrivals: Iterable[Arrival], doubtful: set[str]) -> Comparison:
@@ -218,14 +247,24 @@ class Laboratory:
     async def verdict(self, load: Submitters) -> Comparison:
         """After the load was stopped: wait for the queue to drain, and compare."""
         await self.daemon.drained()
-        return compare(load.promises, self.arrivals(load), await self.doubtful(load))
+        comparison = compare(load.promises, self.arrivals(load), await self.doubtful(load))
+        connection = await self.daemon.connection()
+        try:
+            comparison.disorder = await disorder(connection, load.prefix)
+        finally:
+            await connection.close()
+        return comparison
 
 
 @asynccontextmanager
-async def laboratory(directory: Path, *, workers: int = 2, data_dir: Path | None = None) -> AsyncIterator[Laboratory]:
-    """With the daemon started."""
+async def laboratory(
+    directory: Path, *, workers: int = 2, data_dir: Path | None = None, database_url: str | None = None
+) -> AsyncIterator[Laboratory]:
+    """With the daemon started; `database_url` is that of a server of its own."""
     async with LedgerMx(directory) as mx:
         daemon = Mailerd(directory, mx.port, workers=workers, data_dir=data_dir)
+        if database_url is not None:
+            daemon.environ["MAILERD_DATABASE_URL"] = database_url
         try:
             await daemon.start()
             yield Laboratory(directory, mx, daemon)

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from tests.faults.laboratory import Laboratory, kill
+from tests.faults.steps import OF_CAMPAIGNS
 from tests.support.campaign_run import CampaignRun, at_step
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -19,7 +20,7 @@ async def test_a_campaign_reaches_each_contact_once_whatever_is_killed(lab: Labo
 
     assert await at_step(lab, "campaign_contacts")
     await lab.daemon.start()
-    for hurt in ("worker", "pause", "daemon at step", "worker"):
+    for hurt in ("worker", "pause", "daemon at step", "worker", *OF_CAMPAIGNS):
         await run.until_arrived(150)
         if hurt == "worker":
             kill(random.choice(lab.daemon.workers()))
@@ -27,6 +28,9 @@ async def test_a_campaign_reaches_each_contact_once_whatever_is_killed(lab: Labo
             assert await run.order("pause") == 200
             kill(random.choice(lab.daemon.workers()))
             assert await run.order("resume") == 200
+        elif hurt in OF_CAMPAIGNS:
+            lab.daemon.arm(f"{hurt}=kill")
+            await lab.daemon.fired()
         else:
             assert await at_step(lab, "campaign_totals")
             await lab.daemon.start()

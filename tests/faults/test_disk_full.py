@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.laboratory import Laboratory, laboratory
+from tests.faults.laboratory import Laboratory, Mailerd, kill, laboratory
 from tests.faults.test_kills import assert_kept
+from tests.support.ledger_mx import LedgerMx
 
 SIZE = "192m"
 
@@ -46,6 +47,35 @@ async def test_a_full_disk_is_451_to_clients_and_all_goes_on_when_there_is_room(
         assert lab.daemon.workers() == workers
         assert {answer[:3] for answer in load.promises.refused.values()} <= {"451", "503"}
         assert_kept(await lab.verdict(load))
+
+
+async def test_a_log_that_cannot_be_written_stops_no_mail_and_says_again_what_happens_when_it_can(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    async with LedgerMx(tmp_path) as mx:
+        daemon = Mailerd(tmp_path, mx.port)
+        daemon.log = small_disk / "daemon.log"
+        await daemon.start()
+        try:
+            lab = Laboratory(tmp_path, mx, daemon)
+            fill(small_disk / "filler")
+            load = lab.load(smtp=4, http=1)
+            load.start()
+            await load.until_promised(100)
+            size = daemon.log.stat().st_size
+            kill(daemon.workers()[0])
+            await load.until_promised(100)
+            assert daemon.log.stat().st_size - size < 8_192  # it was full indeed
+            (small_disk / "filler").unlink()
+            await load.until_promised(100)
+            await load.stop()
+            comparison = await lab.verdict(load)
+            assert_kept(comparison)
+            assert not load.promises.refused
+            assert daemon.process.returncode is None
+            assert daemon.log.stat().st_size > size + 8_192
+        finally:
+            await daemon.end()
 
 
 def fill(file: Path) -> None:

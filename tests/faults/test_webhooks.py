@@ -1,9 +1,11 @@
 """Webhooks of a real daemon that is killed, under load: each event at least once, in order for each message."""
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import aiohttp.web
@@ -11,11 +13,12 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.laboratory import Laboratory, Mailerd, kill
+from tests.faults.steps import OF_FOLLOWERS
 from tests.support.ledger_mx import LedgerMx
 from tests.support.webhook_receiver import Receiver
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-ALLOWED = "webhooks: {allow_private: [localhost], timeout: 2s}\n"
+MORE = "webhooks: {{allow_private: [localhost], timeout: 2s}}\nsinks: {{log: {{kind: jsonl, directory: {sink}}}}}\n"
 COUNT = "SELECT count(*) FROM events WHERE type IN ('message.accepted', 'recipient.delivered')"
 
 
@@ -24,7 +27,7 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Laborat
     directory: Path = tmp_path_factory.mktemp("webhooks")
     async with LedgerMx(directory) as mx:
         daemon = Mailerd(directory, mx.port)
-        daemon.file.write_text(daemon.file.read_text() + ALLOWED)
+        daemon.file.write_text(daemon.file.read_text() + MORE.format(sink=directory / "sink"))
         try:
             await daemon.start()
             yield Laboratory(directory, mx, daemon)
@@ -88,6 +91,38 @@ async def test_every_event_comes_in_order_though_the_daemon_is_killed_again_and_
         await load.stop()
         await all_told(lab, receiver)
         assert in_order(receiver)
+
+
+async def test_endpoint_and_sink_hear_all_in_order_though_their_process_is_killed_at_each_step(lab: Laboratory) -> None:
+    async with Receiver(None) as receiver:
+        receiver.secrets["/s"] = await add(lab, receiver.url("/s", host="localhost"))
+        load = lab.load(smtp=4, http=0)
+        load.start()
+        for step in OF_FOLLOWERS:
+            lab.daemon.arm(f"{step}=kill")
+            await lab.daemon.fired()
+            await load.until_promised(50)
+        await load.stop()
+        await lab.daemon.drained()
+        told = load.promises.promised
+        await receiver.until(lambda: {e["data"]["to"] for e in ended(receiver.events)} >= told, 60)
+        assert in_order(receiver)
+        async with asyncio.timeout(60):
+            while not {line["data"]["to"] for line in ended(sink_lines(lab))} >= told:
+                await asyncio.sleep(0.1)
+        ids = [line["id"] for line in sink_lines(lab)]
+        assert len(set(ids)) == len(ids)
+        assert ids == sorted(ids)
+
+
+def ended(events: list[Any]) -> list[Any]:
+    return [event for event in events if event["type"] == "email.delivered"]
+
+
+def sink_lines(lab: Laboratory) -> list[Any]:
+    """What the sink has written, each line whole."""
+    text = (lab.directory / "sink" / "log.jsonl").read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n")].splitlines()]
 
 
 async def test_mail_goes_on_while_an_endpoint_hangs_and_it_gets_all_when_it_is_well(lab: Laboratory) -> None:

@@ -14,14 +14,15 @@ class DatabaseProxy:
 
     `cut()` ends all connections, `stop()` refuses new ones too, until `start()`. After `swallow()` what the server says
     on the connections of that moment reaches nobody, and `cut(server_sees=False)` leaves the server believing in its
-    clients.
+    clients. `turn_to(url)` sends new connections elsewhere, and `slow` seconds pass before each answer goes on.
     """
 
     def __init__(self, url: str, directory: Path) -> None:
         parts = urlsplit(url)
         self.url = f"{parts.scheme}://{parts.username}@{parts.path}?host={quote(str(directory), safe='')}"
         self._path = directory / NAME
-        self._behind = Path(parse_qs(parts.query)["host"][0]) / NAME
+        self._behind = _socket(url)
+        self.slow = 0.0
         self._pairs: list[_Pair] = []
         self._listener: asyncio.Server | None = None
 
@@ -42,6 +43,10 @@ class DatabaseProxy:
             self._listener.close()
             self._path.unlink(missing_ok=True)
             self._listener = None
+        self.cut()
+
+    def turn_to(self, url: str) -> None:
+        self._behind = _socket(url)
         self.cut()
 
     def swallow(self) -> None:
@@ -65,6 +70,8 @@ class DatabaseProxy:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, muted: "_Pair | None") -> None:
         try:
             while data := await reader.read(65_536):
+                if muted is not None and self.slow:
+                    await asyncio.sleep(self.slow)
                 if muted is None or not muted.mute:
                     writer.write(data)
                     await writer.drain()
@@ -72,6 +79,10 @@ class DatabaseProxy:
             pass  # an end as good as any
         if muted is not None:
             writer.close()  # the server has closed, so its client hears of it; the other way `cut` decides
+
+
+def _socket(url: str) -> Path:
+    return Path(parse_qs(urlsplit(url).query)["host"][0]) / NAME
 
 
 class _Pair:

@@ -68,7 +68,7 @@ class Mailbag:
     """Makes messages, no two with the same recipient; all recipients begin with `prefix`."""
 
     def __init__(self, size: int, prefix: str) -> None:
-        self._prefix = prefix
+        self.prefix = prefix
         self._numbers = itertools.count(1)
         self._random = random.Random(1)
         self._size = size
@@ -76,7 +76,7 @@ class Mailbag:
     def next(self) -> Numbered:
         number = next(self._numbers)
         count = 3 if number % SEVERAL == 0 else 1
-        recipients = [f"{self._prefix}{number}.{n}@d{(number + n) % DOMAINS}.example" for n in range(count)]
+        recipients = [f"{self.prefix}{number}.{n}@d{(number + n) % DOMAINS}.example" for n in range(count)]
         line = b".%d " % number + self._random.randbytes(35).hex().encode() + b"\r\n"
         body = line * max(1, self._random.randrange(2 * self._size) // len(line))
         header = f"From: <app@sender.example>\r\nSubject: message {number}\r\nX-Checksum: {zlib.crc32(body)}\r\n\r\n"
@@ -117,6 +117,10 @@ class Submitters:
             for kind, count in self._counts.items()
             for n in range(count)
         ]
+
+    def mark(self, label: str) -> None:
+        """What is submitted from now on has recipients that begin with `prefix` and this."""
+        self._mailbag.prefix = f"{self.prefix}{label}"
 
     async def stop(self) -> None:
         """Each client hears the answer to its last message first."""
