@@ -234,7 +234,7 @@ class Run:
         else:
             lab.daemon.arm(f"{name}=kill")
             with suppress(AssertionError):
-                await lab.daemon.fired(10.0)
+                await lab.daemon.fired(30.0)
                 return True
             lab.daemon.disarm()  # the campaign was through
             return False

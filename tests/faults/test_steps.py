@@ -1,7 +1,7 @@
 """kill -9 at named steps under load: nothing is lost, what comes twice is marked, and events stay in order.
 
 These are the steps at which most can go wrong; `scripts/bench faults` takes all of them, over and over. Those of
-campaigns, webhooks, sinks and reports are in modules of their own.
+campaigns, webhooks and sinks are in modules of their own.
 """
 
 import pytest
