@@ -36,6 +36,7 @@ template     what mail is rendered from; its versions never change
 campaign     one mailing to an audience: lists and segments, less others
 ledger       what became of each (campaign, contact), one row each
 hand-over    the transaction that moves rows of the ledger into the queue
+tracking     pixel and tracked links in a mail: by campaign, contact, template, and for other mail by message
 hit          a request for a pixel or a tracked link, by a person or a machine
 follower     whoever reads events in order and remembers how far
 endpoint     a URL of an application that is told of events (a webhook)

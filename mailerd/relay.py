@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mailerd.campaigns.analytics.retention import RetentionStore
+from mailerd.campaigns.tracking.marking import Marking
 from mailerd.config import Config
 from mailerd.config.shaping import BUILTIN_NAME, ShapingRules, builtin_shaping, parse_shaping
 from mailerd.db import Pool
@@ -115,6 +116,7 @@ class Relay:
         self.identity = Identity(config)
         self._notices = Notices(config, ids.next)
         self._personal = Personal(config, secret)
+        self._marking = Marking(config, secret)
         self._attempts = Attempts(
             config,
             store=self.store,
@@ -200,6 +202,7 @@ class Relay:
             wake=self.dispatcher.wake,
             worker=worker,
             memory=self.dispatcher,
+            mark=self._marking,
             idempotency=self.idempotency,
             ids=ids,
             clock=clock,
@@ -214,6 +217,7 @@ class Relay:
         self.suppressions.reconfigure(config.suppression)
         self._notices.reconfigure(config)
         self._personal.reconfigure(config)
+        self._marking.reconfigure(config)
         self._attempts.reconfigure(config, identity)
         self._router.reconfigure(config)
         self._sources.reconfigure(config)

@@ -16,13 +16,14 @@ from mailerd.campaigns.edition import Edition, Editions, NoEditionError
 from mailerd.campaigns.readers import Reader, ReaderStore, Wanted
 from mailerd.campaigns.templates.contexts import of_person
 from mailerd.campaigns.templates.values import RenderError
+from mailerd.campaigns.tracking.links import tracking_base
 from mailerd.config import Config
 from mailerd.db import Pool
 from mailerd.delivery.personal import Personal
 from mailerd.delivery.rendering import Withheld
 from mailerd.intake.hand_over import message_id_field
 from mailerd.queue.mail import Message, Recipient
-from mailerd.wire.address import domain_to_ascii, with_parents
+from mailerd.wire.address import domain_to_ascii
 from mailerd.wire.compose import Address, FieldError, text_field
 from mailerd.wire.message import format_date
 from mailerd.wire.preferences import PURPOSE, Preferences
@@ -80,11 +81,6 @@ class CampaignRenderer:
         self._config = config
         self._personal.reconfigure(config)
         self._url = (config.http.public_url or "").rstrip("/") if config.http else ""
-        self._hosts = {
-            domain_to_ascii(name): each.tracking_url.rstrip("/")
-            for name, each in config.domains.items()
-            if each.tracking_url
-        }
         self._letterheads: dict[tuple[int, int], _Letterhead] = {}
 
     async def render(self, message: Message, recipient: Recipient) -> bytes | Withheld:
@@ -156,14 +152,10 @@ class CampaignRenderer:
                 "sender_email": campaign.sender_email,
             },
             options.postal_address or (tenant.postal_address if tenant else ""),
-            self._tracking_url(domain),
+            tracking_base(self._config, domain),
             tenant is not None and tenant.consent == "required",
             any(name.startswith("contact.tags") or name == "contact" for name in edition.prepared.compiled.used),
         )
-
-    def _tracking_url(self, domain: str) -> str:
-        entry = next((name for name in with_parents(domain) if name in self._hosts), None)
-        return self._hosts[entry] if entry else self._url
 
     def _write(self, paper: _Letterhead, reader: Reader, message: Message, recipient: Recipient) -> bytes:
         edition = paper.edition

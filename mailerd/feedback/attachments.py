@@ -174,11 +174,11 @@ def _leaves(content: bytes, start: int, end: int, depth: int, budget: Budget) ->
     if not kind.startswith("multipart/") or not boundary:
         yield _decoded(content[body:end], header.text("content-transfer-encoding", 40))
     elif depth < MAX_DEPTH:
-        for begin, stop in _spans(content, body, end, boundary):
+        for begin, stop in spans(content, body, end, boundary):
             yield from _leaves(content, begin, stop, depth + 1, budget)
 
 
-def _spans(content: bytes, start: int, end: int, boundary: bytes) -> Iterator[tuple[int, int]]:
+def spans(content: bytes, start: int, end: int, boundary: bytes) -> Iterator[tuple[int, int]]:
     """Where the parts of a multipart lie. A boundary has a line to itself (RFC 2046 section 5.1.1)."""
     delimiter = b"\n--" + boundary
     begin = -1

@@ -11,12 +11,23 @@ from mailerd.wire.smtp import RcptCommand
 Priority = Literal["high", "normal", "low"]
 
 
+@dataclass(frozen=True, slots=True)
+class Track:
+    """What is to be known of the readers of one message."""
+
+    opens: bool = False
+    clicks: bool = False
+
+
+UNTRACKED = Track()
+
+
 @dataclass(slots=True)
 class Envelope:
     """The envelope of one message. `sender` "" is the null sender; no `stream` or `pool`: those of the credential.
 
-    `campaign`, `priority`, `topic`, `unsubscribe` and `require_tls` (RFC 8689: True REQUIRETLS, False "TLS-Required:
-    No") stand above what the header of the message says; None: the header decides.
+    `campaign`, `priority`, `topic`, `unsubscribe`, `track` and `require_tls` (RFC 8689: True REQUIRETLS, False
+    "TLS-Required: No") stand above what the header of the message says; None: the header decides.
     """
 
     sender: str
@@ -36,6 +47,7 @@ class Envelope:
     require_tls: bool | None = None
     topic: str | None = None
     unsubscribe: bool | None = None
+    track: Track | None = None
 
 
 @dataclass(frozen=True, slots=True)

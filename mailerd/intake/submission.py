@@ -17,7 +17,7 @@ from mailerd.errors import Refused, Unavailable
 from mailerd.events import Event
 from mailerd.intake.allowance import Allowance, Allowances
 from mailerd.intake.credentials import Credential
-from mailerd.intake.envelope import Envelope, Origin, Receipt
+from mailerd.intake.envelope import UNTRACKED, Envelope, Origin, Receipt, Track
 from mailerd.intake.hand_over import HandOver, room
 from mailerd.intake.hand_over import Memory as HandOverMemory
 from mailerd.intake.idempotency import Conflict, Idempotency, IdempotencyStore, Replayed
@@ -43,6 +43,8 @@ UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # what PostgreSQL's text and jso
 
 Item = tuple[Envelope, bytes]
 Result = Receipt | Refused
+# Content, message id, domain that sends it and what to track; gives the content that goes out, or raises Refused.
+Mark = Callable[[bytes, int, str, Track], bytes]
 
 
 class Submitter:
@@ -62,6 +64,7 @@ class Submitter:
         clock: Callable[[], datetime],
         worker: int,
         memory: HandOverMemory,
+        mark: Mark,
         workers: int = 1,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,6 +72,7 @@ class Submitter:
         self._worker = worker
         self._memory = memory
         self._commit = commit
+        self._mark = mark
         self._store = store
         self._suppressions = suppressions
         self._notices = notices
@@ -267,6 +271,12 @@ class Submitter:
             date=date,
             tls=origin.tls,
         )
+        if wishes.track != UNTRACKED:
+            if len(envelope.recipients) > 1:
+                text = "what is tracked has one recipient: of several nobody could tell who read it"
+                raise Refused(550, "5.5.4", text, name="tracking_one_recipient", field="tracking")
+            domain = wire.first_address_domain(header, b"From") or envelope.sender.rpartition("@")[2]
+            content = self._mark(content, id_, domain, wishes.track)
         own_id = f"<{public_id}.{secrets.token_hex(4)}@{self._config.hostname}>"  # if it has none
         content = wire.fix_up(
             content,
@@ -424,6 +434,8 @@ def _accepted(message: Message, origin: Origin, header: bytes, wishes: Wishes, o
         facts["priority"] = wishes.priority
     if wishes.require_tls is not None:
         facts["require_tls"] = wishes.require_tls
+    if wishes.track != UNTRACKED:
+        facts["tracking"] = [what for what in ("opens", "clicks") if getattr(wishes.track, what)]
     if wishes.topic:
         facts["topic"] = wishes.topic
     if (due_at := message.recipients[0].due_at) > message.accepted_at:

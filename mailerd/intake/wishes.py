@@ -1,8 +1,9 @@
-"""What a message asks of us: its campaign and topic, its priority, a way to unsubscribe, how much TLS matters to it.
+"""What a message asks of us: its campaign and topic, its priority, a way to unsubscribe, how much TLS matters to it,
+whether opens and clicks are tracked.
 
 The envelope says it, or the header of the message, in fields for us alone: `X-Mailerd-Campaign: spring`,
-`X-Mailerd-Priority: high`, `X-Mailerd-Topic: offers` and `X-Mailerd-Unsubscribe: yes`. `TLS-Required: No` (RFC 8689
-section 3) is for everybody on the way and stays.
+`X-Mailerd-Priority: high`, `X-Mailerd-Topic: offers`, `X-Mailerd-Unsubscribe: yes` and `X-Mailerd-Track: opens,
+clicks`. `TLS-Required: No` (RFC 8689 section 3) is for everybody on the way and stays.
 
 Campaigns and topics have names of up to 100 bytes (UTF-8). Topics are the same in upper and lower case: they are
 kept in lower case, NFC.
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from mailerd.errors import Refused
-from mailerd.intake.envelope import Envelope, Priority
+from mailerd.intake.envelope import UNTRACKED, Envelope, Priority, Track
 from mailerd.queue.mail import PRIORITIES
 from mailerd.queue.suppression import normalised_topic
 from mailerd.wire import message as wire
@@ -21,9 +22,10 @@ CAMPAIGN = b"x-mailerd-campaign"
 PRIORITY = b"x-mailerd-priority"
 TOPIC = b"x-mailerd-topic"
 UNSUBSCRIBE = b"x-mailerd-unsubscribe"
+TRACK = b"x-mailerd-track"
 TLS_REQUIRED = b"tls-required"
 RECIPIENT = b"x-mailerd-recipient"  # of mail of ours that comes in again (`delivery.personal`)
-FOR_US = (CAMPAIGN, PRIORITY, TOPIC, UNSUBSCRIBE, RECIPIENT)  # nobody else's business: taken out
+FOR_US = (CAMPAIGN, PRIORITY, TOPIC, UNSUBSCRIBE, TRACK, RECIPIENT)  # nobody else's business: taken out
 TLS_NOT_REQUIRED = b"TLS-Required: No\r\n"
 
 MAX_CAMPAIGN = 100  # bytes, in UTF-8
@@ -43,6 +45,7 @@ class Wishes:
     said: bool = False
     topic: str = ""
     unsubscribe: bool | None = None
+    track: Track = UNTRACKED
 
 
 NOTHING = Wishes()
@@ -53,7 +56,7 @@ def read_wishes(envelope: Envelope, header: bytes) -> Wishes:
     probe = header.lower()
     ours, theirs = b"x-mailerd-" in probe, TLS_REQUIRED in probe
     campaign, priority = envelope.campaign, envelope.priority
-    asked = (campaign, priority, envelope.require_tls, envelope.topic, envelope.unsubscribe)
+    asked = (campaign, priority, envelope.require_tls, envelope.topic, envelope.unsubscribe, envelope.track)
     if not ours and not theirs and all(wish is None for wish in asked):
         return NOTHING  # nearly all mail
     if campaign is None:
@@ -69,8 +72,11 @@ def read_wishes(envelope: Envelope, header: bytes) -> Wishes:
     unsubscribe = envelope.unsubscribe
     if unsubscribe is None and ours:
         unsubscribe = _yes_or_no(_single(header, UNSUBSCRIBE))
+    track = envelope.track
+    if track is None:
+        track = _tracked((_single(header, TRACK) if ours else None) or "off")
     topic = _name("topic", normalised_topic(topic))
-    return Wishes(_name("campaign", campaign), priority, require_tls, said, topic, unsubscribe)
+    return Wishes(_name("campaign", campaign), priority, require_tls, said, topic, unsubscribe, track)
 
 
 def _single(header: bytes, name: bytes) -> str | None:
@@ -95,6 +101,16 @@ def _yes_or_no(text: str | None) -> bool | None:
     if (word := text.lower()) in ("yes", "no"):
         return word == "yes"
     raise Refused(550, "5.5.4", "X-Mailerd-Unsubscribe is yes or no", name="invalid_unsubscribe", field="unsubscribe")
+
+
+def _tracked(text: str) -> Track:
+    words = {word.strip().lower() for word in text.split(",")}
+    if words == {"off"}:
+        return UNTRACKED
+    if words <= {"opens", "clicks"}:
+        return Track("opens" in words, "clicks" in words)
+    text = "X-Mailerd-Track is opens, clicks, both with a comma, or off"
+    raise Refused(550, "5.5.4", text, name="invalid_tracking", field="tracking")
 
 
 def _priority(text: str) -> Priority:

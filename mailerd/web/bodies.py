@@ -44,6 +44,13 @@ class Attachment(Request, frozen=True, kw_only=True):
     disposition: Literal["attachment", "inline"] | None = None
 
 
+class Tracking(Request, frozen=True, kw_only=True):
+    """What is to be known of the reader of one message."""
+
+    opens: bool = False
+    clicks: bool = False
+
+
 class Options(Request, frozen=True, kw_only=True):
     """How a message is to be sent. A tag is a label without a value.
 
@@ -52,6 +59,8 @@ class Options(Request, frozen=True, kw_only=True):
     false: delivery matters more than what the recipients' domains ask for by MTA-STS or DANE. `topic` is what readers
     may unsubscribe from within the stream, the same in upper and lower case (kept in lower case); `unsubscribe`: with
     List-Unsubscribe fields of ours or without, whatever the stream has. On the stream transactional it needs a topic.
+    `tracking` is off unless it is asked for, and then of one recipient: a pixel in the HTML, and links of the HTML that
+    lead through us, but for those with `data-track="off"`; what readers do becomes `email.opened` and `email.clicked`.
     A campaign and a topic have at most 100 bytes of UTF-8.
     """
 
@@ -66,6 +75,7 @@ class Options(Request, frozen=True, kw_only=True):
     require_tls: bool | None = None
     topic: Campaign | None = None
     unsubscribe: bool | None = None
+    tracking: Tracking | None = None
 
 
 class Email(Options, frozen=True, kw_only=True):

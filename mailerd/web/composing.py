@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from mailerd.intake.envelope import Envelope
+from mailerd.intake.envelope import Envelope, Track
 from mailerd.web import problems
 from mailerd.web.bodies import Addresses, Email, NamedAddress, Options, RawEmail
 from mailerd.web.problems import FieldError
@@ -265,6 +265,7 @@ def _envelope(
         require_tls=options.require_tls,
         topic=options.topic,
         unsubscribe=options.unsubscribe,
+        track=Track(options.tracking.opens, options.tracking.clicks) if options.tracking else None,
     )
 
 

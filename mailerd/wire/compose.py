@@ -326,14 +326,15 @@ def _encoded_text(content: bytes) -> tuple[str, bytes]:
     if content.isascii() and max(map(len, content.split(b"\r\n"))) <= MAX_LINE:
         return "7bit", content
     if len(content.translate(None, ASCII)) * 6 > len(content):
-        return "base64", _base64(content)
+        return "base64", encoded_base64(content)
     return "quoted-printable", b2a_qp(content, istext=True)
 
 
 ASCII = bytes(range(128))
 
 
-def _base64(content: bytes) -> bytes:
+def encoded_base64(content: bytes) -> bytes:
+    """In lines, as a body has it."""
     encoded = b64encode(content)
     return b"\r\n".join([*(encoded[at : at + BASE64_LINE] for at in range(0, len(encoded), BASE64_LINE)), b""])
 
@@ -362,12 +363,12 @@ def _attached_content(field: str, attachment: Attachment) -> tuple[str, str, byt
         raise FieldError(f"{field}.content_type", "a multipart type cannot be attached: attach its parts")
     content = attachment.content
     if kind != "message":
-        return _folded_parameters(content_type), "base64", _base64(content)
+        return _folded_parameters(content_type), "base64", encoded_base64(content)
     # RFC 2046 section 5.2.1: no encoding of a message but 7bit or 8bit. What is neither travels as a file.
     strict = content.isascii() and b"\0" not in content and content.count(b"\r\n") == content.count(b"\n")
     if strict and content.count(b"\r") == content.count(b"\n") and max(map(len, content.split(b"\r\n"))) <= MAX_LINE:
         return content_type, "7bit", content if content.endswith(b"\r\n") else content + b"\r\n"
-    return ANY_FILE, "base64", _base64(content)
+    return ANY_FILE, "base64", encoded_base64(content)
 
 
 def guess_type(filename: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mailerd.config import Stream
+from mailerd.config import SendingDomain, Stream
 from mailerd.errors import Refused
-from mailerd.intake.envelope import Envelope
+from mailerd.intake.envelope import Envelope, Track
 from mailerd.intake.wishes import Wishes, read_wishes
 from tests.support.dns_server import DnsServer
 from tests.support.relay import CONTENT, RunningRelay, relay_config, running_relay
@@ -24,7 +24,8 @@ async def relay(database: str, tmp_path: Path) -> AsyncIterator[RunningRelay]:
     """What is submitted here waits until tomorrow."""
     async with DnsServer() as dns:
         streams = {"transactional": Stream(), "marketing": Stream(), "bulk": Stream(precedence=7)}
-        async with running_relay(relay_config(tmp_path, dns, streams=streams), database) as running:
+        domains = {"sender.example": SendingDomain(tracking_url="https://t.example")}
+        async with running_relay(relay_config(tmp_path, dns, streams=streams, domains=domains), database) as running:
             yield running
 
 
@@ -163,3 +164,28 @@ async def test_a_new_configuration_is_what_the_next_message_is_held_to(relay: Ru
     assert (await stored(relay))[1] == 10
     with pytest.raises(Refused):
         await relay.submit("bob@example.net", stream="marketing")
+
+
+def test_what_is_tracked_is_said_by_the_envelope_or_else_by_the_header() -> None:
+    assert wishes("X-Mailerd-Track: opens, Clicks").track == Track(opens=True, clicks=True)
+    assert wishes("X-Mailerd-Track: clicks").track == Track(clicks=True)
+    assert wishes("X-Mailerd-Track: off").track == Track()
+    assert wishes("X-Mailerd-Track: opens", track=Track()).track == Track()
+    with pytest.raises(Refused, match="X-Mailerd-Track"):
+        wishes("X-Mailerd-Track: yes")
+
+
+async def test_mail_by_smtp_is_tracked_as_its_header_asks_and_nobody_else_sees_that(relay: RunningRelay) -> None:
+    html = b'MIME-Version: 1.0\r\nContent-Type: text/html\r\n\r\n<a href="https://a.example/">a</a>'
+    field = b"X-Mailerd-Track: opens, clicks\r\nFrom: a@sender.example\r\n"
+
+    receipt = await relay.submit(
+        "bob@example.net", content=field + html, not_before=relay.clock.now + timedelta(days=1)
+    )
+
+    content = await relay.pool.fetchval("SELECT content FROM messages WHERE id = $1", receipt.message_id)
+    assert b"X-Mailerd" not in content
+    assert b'<a href="https://t.example/c/' in content
+    assert b'<img src="https://t.example/o/' in content
+    facts = json.loads(await relay.pool.fetchval(FACTS))
+    assert facts["tracking"] == ["opens", "clicks"]

@@ -122,6 +122,7 @@ async def running_relay(
     silent_for: Callable[[], float] = lambda: 0.0,
     rules: ShapingRules | None = None,
     renderer: Renderer | None = None,
+    secret: bytes | None = None,
 ) -> AsyncIterator[RunningRelay]:
     """A relay with a lease of its own and its claim loop running."""
     clock = clock or Clock()
@@ -135,7 +136,7 @@ async def running_relay(
         rules=rules,
         clock=clock,
         silent_for=silent_for,
-        secret=await CredentialStore(pool).secret(),
+        secret=secret or await CredentialStore(pool).secret(),
         renderer=renderer,
     )
     await relay.start()

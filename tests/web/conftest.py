@@ -212,8 +212,9 @@ async def relay(
         sources=sources,
         pools={"default": Pool(sources=tuple(PoolSource(name=name) for name in sources)), "warm": Pool()},
         streams={"transactional": Stream(), "marketing": Stream(pool="warm")},
+        domains={"shop.example": config.SendingDomain(tracking_url="https://click.shop.example")},
     )
-    async with running_relay(settings, proxy.url, clock=now) as running:
+    async with running_relay(settings, proxy.url, clock=now, secret=SECRET) as running:
         yield running
 
 

@@ -1,7 +1,10 @@
 """Pixels and tracked links over HTTP: answered whatever happens, never leading where their mail did not."""
 
+import re
 import struct
 from dataclasses import dataclass
+from email import message_from_bytes
+from email.policy import default
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,16 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from mailerd.campaigns.tracking.classifier import Classifier
 from mailerd.campaigns.tracking.files import DIRECTORY, left_behind
 from mailerd.campaigns.tracking.records import Hit, decode
+from mailerd.config import Config
 from mailerd.web.services import Services
 from mailerd.web.tracking import PIXEL
 from mailerd.wire.tracking import Tracking
 from tests.support.database_proxy import DatabaseProxy
-from tests.web.conftest import SECRET, Api
+from tests.support.relay import Clock
+from tests.web.conftest import EMAIL, SECRET, Api
 
 TOKENS = Tracking(SECRET)
 MESSAGE = 116_000_000_000_000_000
@@ -64,6 +70,65 @@ async def test_a_pixel_is_a_transparent_gif_that_nobody_keeps_and_the_hit_is_wri
     (hit,) = reader.hits()  # the second repeats the first
     assert (hit.kind, hit.message_id, hit.campaign_id, hit.contact_id) == ("opened", MESSAGE, 17, 33)
     assert (hit.method, hit.ip, hit.user_agent, hit.url) == ("GET", "127.0.0.1", FIREFOX, "")
+
+
+SHOP = EMAIL | {
+    "from": "shop@shop.example",
+    "text": TARGET,
+    "html": f'<p>Your <a href="{TARGET.replace("&", "&amp;")}">order</a></p>',
+}
+
+
+async def tracked_paths(api: Api, **tracking: bool) -> list[str]:
+    """Of the links and pictures of a mail that was sent so."""
+    answer = await api.send(SHOP | {"tracking": tracking})
+    assert answer.status == 202
+    message: Any = message_from_bytes((await api.delivered())[-1], policy=default)
+    assert TARGET in message.get_body(("plain",)).get_content()
+    html = message.get_body(("html",)).get_content()
+    return re.findall(r'(?:href|src)="https://click.shop.example(/[^"]+)"', html)
+
+
+async def test_one_message_is_tracked_when_it_asks_for_it_and_what_its_reader_does_becomes_its_events(
+    reader: Reader, services: Services, now: Clock
+) -> None:
+    link, pixel = await tracked_paths(reader.api, opens=True, clicks=True)
+    for path in (pixel, link):
+        response, _ = await reader.ask("GET", path)
+    assert response.headers["Location"] == TARGET
+
+    services.tracker.start()
+    await services.tracker.stop(5.0)
+    now.advance(seconds=30)
+    await Classifier(reader.api.relay.pool, Config(), now).turn()
+
+    events = (await reader.api.ask("GET", "/api/v1/events?type=email.opened&type=email.clicked")).json["data"]
+    told = [event["data"] for event in events]
+    assert sorted(event["type"] for event in events) == ["email.clicked", "email.opened"]
+    assert {data["to"] for data in told} == {"ann@example.net"}
+
+
+async def test_a_message_is_tracked_as_far_as_it_asks(reader: Reader) -> None:
+    assert await tracked_paths(reader.api) == []
+    assert [path[:3] for path in await tracked_paths(reader.api, opens=True)] == ["/o/"]
+    assert [path[:3] for path in await tracked_paths(reader.api, clicks=True)] == ["/c/"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"to": ["ann@example.net", "bob@example.net"]}, "tracking_one_recipient"),
+        ({"from": "shop@example.com"}, "tracking_unavailable"),
+        ({"html": "x" * 400_000}, "too_large_to_track"),
+    ],
+)
+@pytest.mark.parametrize("changes", [{"max_body": 1_000_000}], indirect=True)
+async def test_what_cannot_be_tracked_is_refused(api: Api, change: dict[str, Any], code: str) -> None:
+    answer = await api.send(SHOP | {"tracking": {"opens": True}} | change)
+
+    assert answer.status == 422
+    assert answer.problem.code == code
+    assert [fault.pointer for fault in answer.problem.errors] == ["/tracking"]
 
 
 def test_the_pixel_is_one_pixel_and_none_is_seen() -> None:

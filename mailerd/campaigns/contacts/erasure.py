@@ -74,6 +74,11 @@ REMEMBER = """
 """
 
 
+def is_erased(address: str) -> bool:
+    """Is this what stands in events for the address of somebody who was erased?"""
+    return address.endswith(f"@{DOMAIN}")
+
+
 class Erased(Struct, frozen=True, kw_only=True):
     """What was done: `events` were made anonymous, `suppressions` of the address stay."""
 

@@ -7,6 +7,7 @@ No step reaches for the network or a file. It is slow (milliseconds to a second)
 
 import re
 from collections.abc import Iterator, Sequence
+from html import unescape
 
 import css_inline
 import mjml
@@ -14,7 +15,7 @@ import mjml
 from mailerd.campaigns.templates import checking, markup
 from mailerd.campaigns.templates.inspection import Inspection
 from mailerd.campaigns.templates.languages import HTML, TEXT
-from mailerd.campaigns.templates.slots import MAX_LINKS, Slots, fill_html, fill_text
+from mailerd.campaigns.templates.slots import MAX_LINKS, Slots, fill_html, fill_text, take_track
 from mailerd.campaigns.templates.tags import Protected, Tag, protect
 from mailerd.campaigns.templates.values import CompiledTemplate, Format, TemplateError, TemplateProblem
 from mailerd.campaigns.templates.wording import text_of_html
@@ -87,6 +88,7 @@ def compile_template(
 class _Compiling:
     def __init__(self, subject: str, html: str, text: str, format_: Format, variables: list[str]) -> None:
         self.subject, self.html, self.text, self.format, self.variables = subject, html, text, format_, variables
+        self.track = ""
         self.problems: list[TemplateProblem] = []
 
     def run(self) -> CompiledTemplate:
@@ -124,6 +126,7 @@ class _Compiling:
             required=self.variables,
             size=size,
             problems=self.problems,
+            track=self.track,
         )
 
     def _add(self, code: str, detail: str, pointer: str, line: int | None = None, *, severity: str = "error") -> None:
@@ -185,6 +188,8 @@ class _Compiling:
         source = inspection.run()
         self.problems += inspection.problems
         self._stop_on_errors()
+        source, said = take_track(source)
+        self.track = unescape(words.restored(said))
         html = self._from_mjml(source, words) if self.format == "mjml" else with_body(source)
         if too_much := _too_much(html):
             self._add("too_complex", too_much, "/html_content")
@@ -197,7 +202,7 @@ class _Compiling:
         written = DOCTYPE.match(html)
         if written:
             inlined = inlined.replace("<!DOCTYPE html>", written[1], 1)
-        for n, tag in self._lost(words, inlined):
+        for n, tag in self._lost(words, inlined + said):
             line = words.line(words.text.index(f"{words.prefix}{n}x"))
             self._add("misplaced_tag", f"{tag.source[:80]} cannot stand there.", "/html_content", line)
         return _tidied(inlined)
@@ -223,7 +228,11 @@ class _Compiling:
 
     def _check_result(self, html: str, text: str) -> None:
         """What came out must be a template as good as what went in."""
-        for language, source, pointer in ((HTML, html, "/html_content"), (TEXT, text, "/text_content")):
+        for language, source, pointer in (
+            (HTML, html, "/html_content"),
+            (TEXT, text, "/text_content"),
+            (TEXT, self.track, "/html_content"),
+        ):
             found = checking.check(language, source, pointer, internal=True)
             for problem in found.problems:
                 where = "" if problem.code == "too_complex" else " once it is put together"

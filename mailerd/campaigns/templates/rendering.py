@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from mailerd.campaigns.templates import checking
 from mailerd.campaigns.templates.languages import HTML, TEXT
 from mailerd.campaigns.templates.sandbox import MAX_OUTPUT, MOST_TIME, Clock, Language, LinkFor, Rendering
+from mailerd.campaigns.templates.slots import is_off
 from mailerd.campaigns.templates.values import CompiledTemplate, RenderedMail, RenderError, TemplateError
 
 NOT_IN_SUBJECT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
@@ -32,6 +33,7 @@ class Prepared:
         self._subject = _code(TEXT, compiled.subject, "/subject")
         self._html = _code(HTML, compiled.html, "/html_content", internal=True)
         self._text = _code(TEXT, compiled.text, "/text_content", internal=True)
+        self._track = _code(TEXT, compiled.track, "/html_content") if compiled.track else None
         self._fixed = [(link.link, f"_l{link.link}", link.url) for link in compiled.links if not link.dynamic]
         self._required = [(name, tuple(name.split("."))) for name in compiled.required]
         self.size = BYTES_PER_SOURCE * (len(compiled.html) + len(compiled.text) + len(compiled.subject))
@@ -73,11 +75,6 @@ class Prepared:
         clock: Clock | None,
     ) -> RenderedMail:
         plain, marked = dict(context), dict(context)
-        for slot, name, url in self._fixed:
-            tracked = (link(slot, url) if link is not None else None) or url
-            plain[name] = tracked
-            marked[name] = escape(tracked)
-        marked["_pixel"] = _pixel(pixel)
         until = 0.0 if clock is None else clock() + MOST_TIME
 
         def output(template: Template, language: Language, variables: dict[str, Any]) -> str:
@@ -85,6 +82,13 @@ class Prepared:
             rendering.link, rendering.clock, rendering.until = link, clock, until
             return _output(template, rendering, missing)
 
+        if self._track is not None and is_off(output(self._track, TEXT, plain)):
+            link, pixel = None, ""
+        for slot, name, url in self._fixed:
+            tracked = (link(slot, url) if link is not None else None) or url
+            plain[name] = tracked
+            marked[name] = escape(tracked)
+        marked["_pixel"] = _pixel(pixel)
         subject = one_line(output(self._subject, TEXT, plain))
         if not subject:
             raise RenderError("empty_subject", "The subject is empty.")

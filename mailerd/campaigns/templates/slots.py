@@ -1,6 +1,7 @@
 """Links found once: their places in HTML and text get slots, and what contacts could smuggle into URLs and styles ends.
 
 A slot of a fixed URL is the variable `_l3`; a URL with tags in it is rendered, checked, and tracked for each recipient.
+`data-track="off"` leaves a link alone, and of the body all of a mail; there it may have tags in it.
 """
 
 import re
@@ -16,6 +17,7 @@ URLS = frozenset({"href", "src", "background", "action", "poster", "cite", "long
 NOT_TRACKED = re.compile(r"\b(?:unsubscribe_url|preferences_url|view_url)\b")
 TRACKED = re.compile(r"https?://", re.IGNORECASE)
 OFF = "data-track"
+BODIES = frozenset({"body", "mj-body"})
 TEXT_URL = re.compile(r"https?://[^\s<>\"'`]+", re.IGNORECASE)
 SENTENCE_END = ".,;:!?)]}*_"
 PIXEL = "{{ _pixel }}"
@@ -34,6 +36,18 @@ class Slots:
 
     def of(self, url: str, *, dynamic: bool) -> Link:
         return self._links.setdefault(url, Link(len(self._links) + 1, url, dynamic))
+
+
+def take_track(html: str) -> tuple[str, str]:
+    """The HTML or MJML without what its body says of tracking, and that."""
+    for node in markup.read(html):
+        if isinstance(node, markup.Start) and node.name in BODIES and (said := node.get(OFF)):
+            return html[: said.start] + html[said.end :], said.value
+    return html, ""
+
+
+def is_off(value: str) -> bool:
+    return value.strip().lower() == "off"
 
 
 def fill_html(html: str, words: Protected, slots: Slots) -> str:
@@ -78,8 +92,13 @@ def _attribute(node: markup.Start, attribute: markup.Attribute, words: Protected
 
 
 def _tracks(node: markup.Start, attribute: markup.Attribute) -> bool:
-    off = node.get(OFF)
-    return (node.name, attribute.name) in LINKS and not (off and off.value.strip().lower() == "off")
+    return (node.name, attribute.name) in LINKS and not is_not_tracked(node)
+
+
+def is_not_tracked(node: markup.Start) -> bool:
+    """Whether the link says that it is to be left alone."""
+    said = node.get(OFF)
+    return said is not None and is_off(said.value)
 
 
 def link_value(value: str, words: Protected, slots: Slots) -> str | None:

@@ -53,7 +53,8 @@ class CompiledTemplate(Struct, frozen=True, kw_only=True):
     """A version, ready to be rendered: Jinja sources with slots for links and the pixel. Stored as JSON.
 
     `used` are the variables it reads, dotted (`contact.first_name`); `required` those that must not be missing or
-    empty; `size` the bytes of the HTML as it stands here.
+    empty; `size` the bytes of the HTML as it stands here; `track` what its body says of tracking: nothing of a mail
+    for which it is rendered as `off` is tracked.
     """
 
     subject: str
@@ -64,6 +65,7 @@ class CompiledTemplate(Struct, frozen=True, kw_only=True):
     required: list[str]
     size: int
     problems: list[TemplateProblem] = []
+    track: str = ""
 
 
 class RenderedMail(NamedTuple):

@@ -12,7 +12,7 @@ from inscriptis.css_profiles import CSS_PROFILES
 from inscriptis.model.config import ParserConfig
 
 from mailerd.campaigns.templates import markup
-from mailerd.campaigns.templates.slots import Slots, find_link, slot_source
+from mailerd.campaigns.templates.slots import Slots, find_link, is_not_tracked, slot_source
 from mailerd.campaigns.templates.tags import Protected
 
 TABLE = re.compile(r"<(/?)(?:table|thead|tbody|tfoot|tr|td|th|caption)(?=[\s>/])", re.IGNORECASE)
@@ -98,8 +98,7 @@ def _blocks(comment: str, words: Protected) -> str:
 
 
 def _target(value: str, node: markup.Start, words: Protected, slots: Slots) -> str:
-    off = node.get("data-track")
-    link = None if off and off.value.strip().lower() == "off" else find_link(value, words, slots)
+    link = None if is_not_tracked(node) else find_link(value, words, slots)
     return unescape(value) if link is None else slot_source(link, unescape(value))
 
 

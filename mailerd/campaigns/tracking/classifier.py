@@ -11,9 +11,10 @@ import asyncpg
 import structlog
 
 from mailerd import metrics
+from mailerd.campaigns.contacts.erasure import is_erased
 from mailerd.campaigns.tracking.actors import RULES, SETTLED, Actor, Judged, Network, folded, groups, judge
 from mailerd.campaigns.tracking.records import Hit
-from mailerd.campaigns.tracking.store import HitStore, Mailing, Person, Stored, microseconds, moment
+from mailerd.campaigns.tracking.store import HitStore, Mail, Mailing, Person, Stored, microseconds, moment
 from mailerd.config import Config
 from mailerd.db import Pool
 from mailerd.errors import DatabaseError
@@ -97,10 +98,13 @@ class Classifier:
         async for hits in _calmly(list(by_message.values())):
             told += self._judged(hits, mailings, now)
         people = await self._store.people(connection, {each.hit.contact_id for each in told} - {0})
+        mails = await self._store.mails(
+            connection, {each.hit.message_id for each in told if not (each.hit.campaign_id or each.hit.contact_id)}
+        )
         removed = await self._store.remove(connection, {id_ for each in told for id_ in each.ids})
         told = [each for each in told if removed.issuperset(each.ids)]
         told.sort(key=lambda each: each.hit.at)
-        events = [event async for each in _calmly(told) if (event := _event(each, people, mailings)) is not None]
+        events = [event async for each in _calmly(told) if (event := _event(each, people, mailings, mails)) is not None]
         await self._events.append(connection, events)
         return bool(told)
 
@@ -127,13 +131,18 @@ async def _calmly(items: Sequence[T]) -> AsyncIterator[T]:
             await asyncio.sleep(0)
 
 
-def _event(told: Told, people: Mapping[int, Person], mailings: Mapping[int, Mailing]) -> Event | None:
+def _event(
+    told: Told, people: Mapping[int, Person], mailings: Mapping[int, Mailing], mails: Mapping[int, Mail]
+) -> Event | None:
     """None for a person who wants nothing kept, and where nobody is left whose event it were.
 
     Of a contact that is no more nothing personal is said: no address, and not the link, which may have one in it.
     """
     hit, (actor, reasons) = told.hit, told.judged
     person, mailing = people.get(hit.contact_id), mailings.get(hit.campaign_id)
+    mail = None if hit.campaign_id or hit.contact_id else mails.get(hit.message_id)
+    if mail is not None:
+        person = mail.person
     tenant = mailing.tenant if mailing else person.tenant if person else ""
     if person is not None and person.tenant != tenant:
         person = None
@@ -148,9 +157,9 @@ def _event(told: Told, people: Mapping[int, Person], mailings: Mapping[int, Mail
         n=1,
         address=person.address if person else "",
         tenant=tenant,
-        data=_data(hit, actor, reasons, known=person is not None),
-        stream=(mailing.stream if mailing else "") or STREAM,
-        campaign=format_id(CAMPAIGN, hit.campaign_id) if hit.campaign_id else "",
+        data=_data(hit, actor, reasons, known=person is not None and not is_erased(person.address)),
+        stream=(mail.stream if mail else mailing.stream if mailing else "") or STREAM,
+        campaign=mail.campaign if mail else format_id(CAMPAIGN, hit.campaign_id) if hit.campaign_id else "",
     )
 
 

@@ -8,11 +8,13 @@ import asyncpg
 
 from mailerd.campaigns.tracking.records import Hit
 from mailerd.db import Connection, Pool
+from mailerd.queue.ids import milliseconds_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 FIELDS = "at, kind, message_id, campaign_id, contact_id, link, url, method, ip, user_agent, times"
 TYPES = ("timestamptz", "text", "bigint", "bigint", "bigint", "int", "text", "text", "text", "text", "int")
+SLACK = timedelta(minutes=5)  # between the clock that made an id and the one that made its events
 OF_ONE = 500  # hits of one message read at a time
 
 STORED = "SELECT bytes FROM hit_files WHERE name = $1"
@@ -50,6 +52,14 @@ MAILINGS = """
       LEFT JOIN template_versions AS v ON v.id = r.version_id
      WHERE c.id = ANY ($1::bigint[])
 """
+# Mail that is of no campaign and no contact is known by its event; one address, as it is tracked. Who of its tenant's
+# contacts wants no tracking wants none there either.
+MAILS = """
+    SELECT e.message_id, e.tenant, e.address, e.stream, e.campaign, NOT EXISTS (
+           SELECT FROM contacts AS c WHERE c.tenant = e.tenant AND c.address = e.address AND NOT c.tracking) AS tracking
+      FROM events AS e
+     WHERE e.message_id = ANY ($1::bigint[]) AND e.type = 'message.accepted' AND e.n = 1 AND e.at >= $2
+"""
 REMOVE = "DELETE FROM hits WHERE id = ANY ($1::bigint[]) RETURNING id"
 
 
@@ -72,6 +82,14 @@ class Mailing(NamedTuple):
     tenant: str
     stream: str
     links: int
+
+
+class Mail(NamedTuple):
+    """One message that is of no campaign."""
+
+    person: Person
+    stream: str
+    campaign: str  # as its sender calls it
 
 
 class HitStore:
@@ -135,6 +153,19 @@ class HitStore:
     async def mailings(self, connection: Connection, campaigns: Collection[int]) -> dict[int, Mailing]:
         rows = await connection.fetch(MAILINGS, sorted(campaigns))
         return {row["id"]: Mailing(row["tenant"], row["stream"], row["links"]) for row in rows}
+
+    async def mails(self, connection: Connection, messages: Collection[int]) -> dict[int, Mail]:
+        """Those of these messages of which is known that they were accepted."""
+        if not messages:
+            return {}
+        since = datetime.fromtimestamp(milliseconds_of(min(messages)) / 1000, UTC) - SLACK
+        rows = await connection.fetch(MAILS, sorted(messages), since)
+        return {
+            row["message_id"]: Mail(
+                Person(row["tenant"], row["address"], row["tracking"]), row["stream"], row["campaign"]
+            )
+            for row in rows
+        }
 
     async def remove(self, connection: Connection, ids: Collection[int]) -> set[int]:
         """Take these out of the table; those that were in it."""

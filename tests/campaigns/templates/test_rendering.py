@@ -9,7 +9,7 @@ from mailerd.campaigns.templates.contexts import SAMPLE, with_variables
 from mailerd.campaigns.templates.preflight import preflight
 from mailerd.campaigns.templates.preview import preview
 from mailerd.campaigns.templates.rendering import Prepared, PreparedCache
-from mailerd.campaigns.templates.values import RenderedMail, RenderError
+from mailerd.campaigns.templates.values import Format, RenderedMail, RenderError, TemplateError
 
 
 def mail(html: str = "<p>x</p>", text: str = "", subject: str = "S", **variables: Any) -> RenderedMail:
@@ -192,6 +192,43 @@ def test_links_are_tracked_once_each_and_those_that_must_not_are_left_alone() ->
     assert rendered.html.rstrip().endswith(f"{pixel}</body></html>")
     assert "one (https://t.example/1?a&b)" in rendered.text
     assert "leave (https://example.com/unsubscribe)" in rendered.text
+
+
+QUIET = "<body data-track=\"{% if contact.custom_fields.quiet == 'yes' %}off{% endif %}\">"
+QUIET_MJML = QUIET.replace("body", "mj-body")
+
+
+@pytest.mark.parametrize(
+    ("format_", "source"),
+    [
+        ("html", f'{QUIET}<a href="https://a.example/{{{{ contact.first_name }}}}">a</a></body>'),
+        ("html", f'<html><head><title>x</title></head>{QUIET}<p><a href="https://a.example/">a</a></body></html>'),
+        (
+            "mjml",
+            f"<mjml>{QUIET_MJML}<mj-section><mj-column><mj-text>"
+            '<a href="https://a.example/">a</a></mj-text></mj-column></mj-section></mj-body></mjml>',
+        ),
+    ],
+)
+def test_a_template_can_say_for_whom_nothing_is_tracked(format_: Format, source: str) -> None:
+    prepared = Prepared(compile_template("S", source, "", format_))
+
+    def sent(quiet: str) -> RenderedMail:
+        context = with_variables(SAMPLE, {"contact.custom_fields.quiet": quiet})
+        return prepared.render(context, link=lambda slot, _: f"https://t.example/{slot}", pixel="https://t.example/o")
+
+    for part in (sent("yes").html, sent("yes").text):
+        assert "https://a.example/" in part
+        assert "t.example" not in part
+    assert 'src="https://t.example/o"' in sent("no").html
+    assert "https://t.example/1" in sent("no").html
+    assert "https://t.example/1" in sent("no").text
+    assert "data-track" not in sent("no").html
+
+
+def test_a_condition_that_only_half_stands_in_what_the_body_says_of_tracking_is_refused() -> None:
+    with pytest.raises(TemplateError):
+        compile_template("S", '{% if contact.x %}<body data-track="{% endif %}off"><p>x</p></body>', "")
 
 
 def test_without_tracking_links_are_as_they_were_written() -> None:

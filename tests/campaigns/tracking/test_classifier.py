@@ -13,6 +13,7 @@ from mailerd.campaigns.tracking.store import HitStore, microseconds
 from mailerd.config import Campaigns, Config, Network
 from mailerd.db import Pool
 from mailerd.events import START, Event, EventStore
+from mailerd.queue.ids import first_id_at
 
 START_TIME = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
@@ -217,6 +218,44 @@ async def test_a_contact_who_is_mailed_without_a_campaign_is_told_too(desk: Desk
     (event,) = await desk.tell()
 
     assert (event.address, event.campaign, event.stream) == ("ann@example.net", "", "marketing")
+
+
+async def accepted(pool: Pool, address: str = "ann@example.net") -> int:
+    """A message of no campaign of ours."""
+    id_ = first_id_at(int(START_TIME.timestamp() * 1000))
+    event = Event(START_TIME, "message.accepted", id_, 1, address, "acme", {}, "transactional", "orders")
+    async with pool.acquire() as connection:
+        await EventStore(pool).append(connection, [event])
+    return id_
+
+
+async def told_of(desk: Desk, message: int) -> list[Event]:
+    await desk.take(hit(message_id=message, link=1))
+    return [event for event in await desk.tell() if event.type != "message.accepted"]
+
+
+async def test_mail_of_no_campaign_is_told_by_its_message(desk: Desk, pool: Pool) -> None:
+    message = await accepted(pool)
+
+    (event,) = await told_of(desk, message)
+
+    assert (event.type, event.message_id, event.n, event.tenant) == ("recipient.clicked", message, 1, "acme")
+    assert (event.address, event.stream, event.campaign) == ("ann@example.net", "transactional", "orders")
+    assert event.data is not None
+    assert event.data["url"] == "https://shop.example/1"
+
+
+async def test_a_contact_who_wants_no_tracking_wants_none_of_other_mail(desk: Desk, pool: Pool) -> None:
+    await desk.contact("Ann@example.net", tracking=False)
+
+    assert await told_of(desk, await accepted(pool)) == []
+
+
+async def test_of_other_mail_of_who_was_erased_nothing_personal_is_told(desk: Desk, pool: Pool) -> None:
+    (event,) = await told_of(desk, await accepted(pool, "con_17@erased.invalid"))
+
+    assert event.data is not None
+    assert not {"url", "ip", "user_agent"} & event.data.keys()
 
 
 async def test_many_are_told_a_part_at_a_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
