@@ -18,6 +18,7 @@ from benchmarks import (
     blocked,
     bounces,
     campaign,
+    campaigns_at_once,
     contacts,
     faults,
     idle,
@@ -241,6 +242,23 @@ def campaign_command(
     if not good:
         console.print("[red]slower than promised, or not everybody has it once[/red]")
         raise typer.Exit(1)
+
+
+@app.command(name="campaigns-at-once")
+def campaigns_at_once_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    campaigns: Annotated[int | None, typer.Option(help="That begin at once.")] = None,
+    templates: Annotated[int, typer.Option(help="That they share.", min=1)] = 100,
+) -> None:
+    """Ten thousand small campaigns that begin in the same second: their shares, and how long one more waits."""
+    with _work(work) as directory:
+        many = campaigns or (200 if quick else 10_000)
+        results = Results(out, "campaigns-at-once", console)
+        if not campaigns_at_once.run(directory, results, campaigns=many, templates=min(templates, many)):
+            console.print("[red]not everybody had it once, or one more waited too long[/red]")
+            raise typer.Exit(1)
 
 
 @app.command(name="suppressions")

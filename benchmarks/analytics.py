@@ -18,6 +18,7 @@ import uvloop
 
 from benchmarks import machine
 from benchmarks.cgroup import TICKS
+from benchmarks.filling import Steps, bare
 from benchmarks.report import Results, machine_line
 from mailerd.campaigns.analytics import contact_engagement, reports
 from mailerd.campaigns.analytics.contact_engagement import Place
@@ -233,17 +234,23 @@ async def _fill(url: str, events: int, rounds: int) -> int:
     async with connected(url) as connection:
         await migrate(connection)
         await connection.execute("SET synchronous_commit = off; SET jit = off")
+        steps = Steps()
 
         async def write(statement: str, *values: Any) -> None:
             await connection.execute(statement, *values, timeout=None)
 
         await write(INSERT_CAMPAIGNS, TENANT, CAMPAIGNS, NOW)
-        for first in range(1, mails + 1, CHUNK):
-            last = min(first + CHUNK - 1, mails)
-            await write(LEDGER, first, last, large, CAMPAIGNS, NOW - YEAR, FIRST)
+        async with bare(connection, "campaign_contacts", steps=steps):
+            for first in range(1, mails + 1, CHUNK):
+                steps.say(f"ledger, {first:,} of {mails:,}")
+                last = min(first + CHUNK - 1, mails)
+                await write(LEDGER, first, last, large, CAMPAIGNS, NOW - YEAR, FIRST)
         opens = int(mails * (EVENTS_PER_MAIL - 1))
-        for first in range(1, opens + 1, CHUNK):
-            await write(ENGAGEMENTS, first, min(first + CHUNK - 1, opens), mails, NOW, FIRST)
+        async with bare(connection, "engagements", steps=steps):
+            for first in range(1, opens + 1, CHUNK):
+                steps.say(f"engagements, {first:,} of {opens:,}")
+                await write(ENGAGEMENTS, first, min(first + CHUNK - 1, opens), mails, NOW, FIRST)
+        steps.say("roll-ups")
         await write(MINUTES_OF_LARGE, NOW, minutes)
         for first in range(2, CAMPAIGNS + 1, 500):
             await write(MINUTES.replace("(2,", f"({first},"), NOW, min(first + 499, CAMPAIGNS), min(share // 8, 1_440))
@@ -255,6 +262,7 @@ async def _fill(url: str, events: int, rounds: int) -> int:
         await write(CONTACT, CONTACT_ID, TENANT)
         await write(MAIL_OF_CONTACT, CONTACT_ID, CAMPAIGNS, NOW)
         await write(HITS_OF_CONTACT, CONTACT_ID, CAMPAIGNS, NOW)
+        steps.say("what is to be counted")
         for number in range(2 * rounds):
             first, last = number * ROUND + 1, (number + 1) * ROUND
             await write(HANDED_OVER, first, last, NEW)
@@ -262,7 +270,9 @@ async def _fill(url: str, events: int, rounds: int) -> int:
             await write(HAPPENED.format(type="'recipient.delivered'", data=SAID), first, last, NEW)
             word = "CASE WHEN n % 8 = 0 THEN 'recipient.clicked' ELSE 'recipient.opened' END"
             await write(HAPPENED.format(type=word, data=DONE), first, first + ROUND // 4, NEW)
+        steps.say("VACUUM")
         await write("VACUUM ANALYZE")
+        steps.say(f"filled: {await connection.fetchval(SIZE) / 1e9:.1f} GB")
     return mails
 
 

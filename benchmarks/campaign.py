@@ -68,7 +68,7 @@ class System:
 
     async def seed(self, count: int, prefix: str) -> tuple[int, int]:
         """Contacts on a list, and the newsletter as a template: their numbers."""
-        async with self._connected() as connection:
+        async with self.connected() as connection:
             list_id = await connection.fetchval(LIST)
             for first in range(1, count + 1, PART):
                 await connection.execute(SEED, first, min(first + PART - 1, count), prefix)
@@ -82,13 +82,14 @@ class System:
             await connection.execute("ANALYZE contacts; ANALYZE list_contacts; CHECKPOINT")
         return list_id, template
 
-    def _connected(self) -> Any:
+    def connected(self) -> Any:
+        """A context with a connection."""
         url = running_url(self.peer.data_dir)
         assert url is not None
         return db.connected(url)
 
     async def written(self, campaign: int) -> tuple[bool, int]:
-        async with self._connected() as connection:
+        async with self.connected() as connection:
             row = await connection.fetchrow(WRITTEN, campaign)
         return (row["written"], row["total"]) if row else (False, 0)
 

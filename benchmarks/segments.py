@@ -17,6 +17,7 @@ import asyncpg
 import uvloop
 
 from benchmarks import machine
+from benchmarks.filling import Steps, bare
 from benchmarks.report import Results, machine_line
 from mailerd.campaigns.audience import Audience
 from mailerd.campaigns.audience_store import MANY_ROWS, AudienceStore, select
@@ -34,10 +35,6 @@ RANGE = 50_000  # candidates, as the ledger is written
 TRUTH = 120  # seconds
 TOLD = 1.0  # seconds an estimate may take
 WRITTEN = 50_000  # rows of a ledger a second, at least
-INDEXES = {
-    "contacts_address": "CREATE UNIQUE INDEX contacts_address ON contacts (tenant, address)",
-    "contacts_tenant": "CREATE INDEX contacts_tenant ON contacts (tenant, id)",
-}
 FILL = f"""
     INSERT INTO contacts (tenant, email, address, first_name, custom_fields, created_at)
     SELECT '{TENANT}', 'user' || n || '@d' || n % 1000 || '.example', 'user' || n || '@d' || n % 1000 || '.example',
@@ -171,7 +168,11 @@ async def _measure(work: Path, rows: int, rounds: int) -> tuple[list[Told], list
         facts = {"rows": rows, "fill_s": round(time.monotonic() - begun, 1), "contacts_mb": size / 1e6}
         pool = await connect_pool(server.url, min=1, max=2)
         try:
-            told = [await _told(pool, server.url, name, tree, rounds) for name, tree in TREES.items()]
+            steps, told = Steps(), []
+            for name, tree in TREES.items():
+                steps.say(f"estimate: {name}")
+                told.append(await _told(pool, server.url, name, tree, rounds))
+            steps.say("exact counts, then ledgers")
             counted = [await _counted(pool, name) for name in ("field, 1 %", "tag, 1 %", "never opened, active")]
             written = await _written(pool, lists)
         finally:
@@ -182,24 +183,29 @@ async def _measure(work: Path, rows: int, rounds: int) -> tuple[list[Told], list
 
 
 async def _fill(connection: Connection, rows: int) -> list[int]:
-    for name in INDEXES:
-        await connection.execute(f"DROP INDEX {name}")
-    for first in range(1, rows + 1, CHUNK):
-        await connection.execute(FILL, first, min(first + CHUNK - 1, rows), timeout=None)
-    await connection.execute("SET maintenance_work_mem = '1GB'")
-    for statement in INDEXES.values():
-        await connection.execute(statement, timeout=None)
-    await connection.execute(TAGS)
-    for tag, share in ((1, 5000), (2, 100), (3, 1)):
-        await connection.execute(TAGGED, tag, share, timeout=None)
+    steps = Steps()
     lists = []
-    for name, share in (("half", 5000), ("tenth", 1000)):
-        list_id = await connection.fetchval(LISTS, name)
-        await connection.execute(LISTED, list_id, share, timeout=None)
-        lists.append(list_id)
-    await connection.execute(OPENED, timeout=None)
-    await connection.execute(SUPPRESSED, timeout=None)
+    await connection.execute("SET jit = off")
+    tables = ("contacts", "contact_tags", "list_contacts", "engagements", "suppressions")
+    async with bare(connection, *tables, steps=steps):
+        for first in range(1, rows + 1, CHUNK):
+            steps.say(f"contacts, {first:,} and up")
+            await connection.execute(FILL, first, min(first + CHUNK - 1, rows), timeout=None)
+        await connection.execute(TAGS)
+        for tag, share in ((1, 5000), (2, 100), (3, 1)):
+            steps.say(f"tag {tag}")
+            await connection.execute(TAGGED, tag, share, timeout=None)
+        for name, share in (("half", 5000), ("tenth", 1000)):
+            steps.say(f"list {name}")
+            list_id = await connection.fetchval(LISTS, name)
+            await connection.execute(LISTED, list_id, share, timeout=None)
+            lists.append(list_id)
+        steps.say("opens and suppressions")
+        await connection.execute(OPENED, timeout=None)
+        await connection.execute(SUPPRESSED, timeout=None)
+    steps.say("VACUUM")
     await connection.execute("VACUUM (ANALYZE)", timeout=None)
+    steps.say("filled")
     return lists
 
 
