@@ -6,6 +6,7 @@ own, unique by that time.
 """
 
 import asyncio
+import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 
 POLL = 5.0  # seconds between looks
 PAGE = 500
+AT_ONCE = 4  # begun at the same time: most of it is waiting for the database
 MAX_NAME = 244  # that leaves room for a day
 LATE = "its time was missed by {late}: later than campaigns.late_start allows"
 
@@ -71,22 +73,31 @@ class Scheduler:
         tried: set[int] = set()
         while True:
             due = await self.store.due(self.clock(), PAGE, offset)
-            for campaign in due:
-                assert campaign.schedule_time is not None
-                if campaign.id in tried or begin_at(campaign.timing, campaign.schedule_time) > self.clock():
-                    offset += 1
-                    continue
-                tried.add(campaign.id)
-                try:
-                    await self._begin(campaign)
-                except LOST:
-                    raise
-                except Exception:  # one bad campaign must not stop the others; it is tried again
-                    log.exception("campaign.not_begun", campaign=campaign.name_outside)
+            new = [campaign for campaign in due if campaign.id not in tried and self._may_begin(campaign)]
+            offset += len(due) - len(new)
+            tried.update(campaign.id for campaign in new)
+            random.shuffle(new)  # others look at the same ones at the same moment
+            for first in range(0, len(new), AT_ONCE):
+                await self._begin_all(new[first : first + AT_ONCE])
             if len(due) < PAGE:
                 return
 
+    def _may_begin(self, campaign: Campaign) -> bool:
+        assert campaign.schedule_time is not None
+        return begin_at(campaign.timing, campaign.schedule_time) <= self.clock()
+
+    async def _begin_all(self, campaigns: Sequence[Campaign]) -> None:
+        """One bad campaign does not stop the others: it is tried again. Raises what tells of a lost database."""
+        found = await asyncio.gather(*map(self._begin, campaigns), return_exceptions=True)
+        for campaign, error in zip(campaigns, found, strict=True):
+            if isinstance(error, LOST):
+                raise error
+            if error is not None:
+                log.error("campaign.not_begun", campaign=campaign.name_outside, exc_info=error)
+
     async def _begin(self, campaign: Campaign) -> None:
+        if not await self.store.is_due(campaign):
+            return
         if campaign.recurrence is not None:
             async with self.pool.acquire() as connection, connection.transaction():
                 child = await self._occur(campaign.id, connection)

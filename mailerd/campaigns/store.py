@@ -77,6 +77,7 @@ DUE = f"""
      ORDER BY schedule_time LIMIT $2 OFFSET $3
 """
 LOCK_DUE = f"SELECT {COLUMNS} FROM campaigns WHERE id = $1 AND status = 'scheduled' FOR UPDATE SKIP LOCKED"
+IS_DUE = "SELECT EXISTS (SELECT FROM campaigns WHERE id = $1 AND status = 'scheduled' AND revision = $2)"
 DUES = """
     SELECT (SELECT due_at FROM campaign_contacts WHERE campaign_id = $1 AND waiting
              ORDER BY due_at, contact_id LIMIT 1) AS next,
@@ -221,6 +222,10 @@ class CampaignStore:
     async def due(self, now: datetime, limit: int, offset: int = 0) -> list[Campaign]:
         """Scheduled campaigns of all tenants whose time has come, or may have come somewhere, the earliest first."""
         return [_campaign(row) for row in await self._pool.fetch(DUE, now, limit, offset)]
+
+    async def is_due(self, campaign: Campaign) -> bool:
+        """Is it scheduled still, as it was read? Asked before work that would be in vain."""
+        return bool(await self._pool.fetchval(IS_DUE, campaign.id, campaign.revision))
 
     async def locked_due(self, id_: int, connection: Connection) -> Campaign | None:
         """That campaign if it is still scheduled and nobody else has it in hand, locked."""

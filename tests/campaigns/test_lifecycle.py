@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from mailerd.campaigns import scheduler
+from mailerd.campaigns.compliance import Finding
 from mailerd.campaigns.desk import CampaignDesk
 from mailerd.campaigns.lifecycle import WrongStatusError
 from mailerd.campaigns.recurrence import Recurrence
@@ -314,6 +315,23 @@ async def test_a_campaign_begins_at_its_time_and_on_one_node_only(office: Office
 
     assert (await office.row(campaign)).status == "sending"
     assert await office.events(campaign) == ["campaign.started"]
+
+
+async def test_two_nodes_share_many_campaigns_that_are_due_and_check_few_of_them_twice(office: Office) -> None:
+    campaigns = [await office.scheduled(office.now - timedelta(minutes=1)) for _ in range(40)]
+    checked: list[int] = []
+
+    async def check(campaign: Campaign) -> list[Finding]:
+        checked.append(campaign.id)
+        await asyncio.sleep(0)
+        return []
+
+    own = replace(office.desk.scheduler, checks=check)
+    await asyncio.gather(own.tick(), own.tick())
+
+    assert [await office.events(each) for each in campaigns] == [["campaign.started"]] * 40
+    assert set(checked) == {each.id for each in campaigns}
+    assert len(checked) < 60
 
 
 async def test_more_campaigns_than_a_page_that_others_have_in_hand_do_not_keep_a_tick(
