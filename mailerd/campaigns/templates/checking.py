@@ -91,6 +91,9 @@ def check(language: Language, source: str, pointer: str, *, internal: bool = Fal
     except TemplateSyntaxError as error:
         found.problems.append(TemplateProblem("syntax", f"{error.message}", pointer, error.lineno))
         return found
+    except ValueError:  # of a number for which Python has a bound
+        found.problems.append(TemplateProblem("too_complex", "A number has thousands of digits.", pointer))
+        return found
     except RecursionError:
         found.problems.append(TemplateProblem("too_complex", "The template is nested too deeply.", pointer))
         return found

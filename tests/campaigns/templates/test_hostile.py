@@ -271,3 +271,9 @@ def test_html_that_takes_libraries_for_ever_is_refused(html: str) -> None:
         compile_template("S", html, "x")
 
     assert any(problem.code == "too_complex" for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("number", ["1" * 5_000, "1_" * 4_999 + "1"])
+def test_a_number_of_thousands_of_digits_is_told_and_no_crash(number: str) -> None:
+    with pytest.raises(TemplateError, match="digits"):
+        compile_template("S", f"<p>{{{{ {number} }}}}</p>", "")
