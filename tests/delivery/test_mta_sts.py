@@ -29,6 +29,8 @@ DAY = 86_400
     [
         (["v=STSv1; id=20160831085700Z;"], "20160831085700Z"),
         (["v=STSv1;id=1"], "1"),
+        (["v=STSv1; id=-; id=2 "], "2"),
+        (["v=STSv1;" + " ;" * 30_000], ""),  # at once, not after the end of time
         (["v=STSv1 ; a=b; id = x1 ; c=d"], "x1"),
         (["v=spf1 -all", "v=STSv1; id=1;"], "1"),
         (["v=STSv1; id=1;", "v=STSv1; id=2;"], ""),
