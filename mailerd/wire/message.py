@@ -309,9 +309,6 @@ def _ascii_or_nothing(domain: str) -> str:
         return ""
 
 
-SPACED_DOT = re.compile(r"\s*+\.\s*+")
-
-
 def _address_domains(value: str) -> Iterator[str]:
     """The domains of an RFC 5322 address list: comments, quoted strings, routes and groups are seen through."""
     domain: str | None = None  # since the last `@`
@@ -330,7 +327,7 @@ def _address_domains(value: str) -> Iterator[str]:
         elif piece == ",":
             domain = None  # within a source route
         elif domain is not None and not piece.startswith('"'):
-            domain += SPACED_DOT.sub(".", piece.strip())
+            domain += ".".join(map(str.strip, piece.split(".")))
     if domain is not None:
         yield domain
 
