@@ -17,9 +17,7 @@ LENGTHS = re.compile(r"(?:/(0|[1-9][0-9]?))?(?://(0|[1-9][0-9]{0,2}))?", re.ASCI
 MACRO = re.compile(r"%\{([slodiphvSLODIPHV])(0*[1-9][0-9]{0,2})?([rR]?)([-.+,/_=]*)\}", re.ASCII)
 PIECE = re.compile(r"%\{[^}]*\}|%[%_-]|[!-$&-~]", re.ASCII)
 # A domain ends in a label that is no number, or in a macro (RFC 7208 section 7.1).
-DOMAIN_END = re.compile(
-    r"(?:.*\.)?(?:[a-z0-9]*[a-z][a-z0-9]*|[a-z0-9]+-[a-z0-9-]*[a-z0-9])\.?", re.ASCII | re.IGNORECASE
-)
+LAST_LABEL = re.compile(r"(?![0-9]+\Z)[a-z0-9](?:[a-z0-9-]*[a-z0-9])?", re.ASCII | re.IGNORECASE)
 ESCAPES = {"%%": "%", "%_": " ", "%-": "%20"}
 MAX_NAME = 253  # characters; of longer ones the left labels are dropped
 
@@ -151,7 +149,8 @@ def _lengths(term: str, text: str) -> tuple[int, int]:
 
 def _domain(term: str, text: str) -> str:
     pieces = _check_macros(term, text)
-    if not pieces or not (pieces[-1].startswith("%") or (DOMAIN_END.fullmatch(text) and "." in text.rstrip("."))):
+    _, dot, label = text.removesuffix(".").rpartition(".")
+    if not pieces or not (pieces[-1].startswith("%") or (dot and LAST_LABEL.fullmatch(label))):
         raise ValueError(f"{term!r} names no domain")
     return text
 
