@@ -16,7 +16,7 @@ from mailerd.config import Config, Endpoint, Listener
 from mailerd.config.checks import check_sandbox
 from mailerd.feedback.reading import ReportKind, read_report
 from mailerd.sandbox import Sandbox, list_messages, read_message
-from mailerd.sandbox.conversation import MAX_ERRORS, MAX_LINE, MAX_SIZE
+from mailerd.sandbox.conversation import MAX_ERRORS, MAX_LINE, MAX_SIZE, _subject
 from mailerd.sandbox.readers import find_links
 from tests.support.live import TOP, LiveDaemon, free_port
 from tests.support.scripted_mx import ScriptedMx
@@ -492,3 +492,9 @@ async def test_readers_open_click_and_unsubscribe(directory: Path, reader: str, 
     finally:
         await sandbox.stop()
         await runner.cleanup()
+
+
+@pytest.mark.parametrize("word", ["=?ut\u00e4f-8?q?x?=", "=?x?q?=", "=?utf-8?b?a?=", "=?\udcff?q?x?="])
+def test_a_subject_that_cannot_be_decoded_stays_as_it_is(word: str) -> None:
+    subject = _subject(b"Subject: " + word.encode("utf-8", "surrogateescape") + b"\r\n\r\n")
+    assert subject.isprintable()

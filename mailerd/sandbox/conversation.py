@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import re
 from datetime import UTC, datetime
-from email.errors import HeaderParseError
+from email.errors import MessageError
 from email.header import decode_header, make_header
 from typing import TYPE_CHECKING
 
@@ -278,6 +278,6 @@ def _subject(content: bytes) -> str:
     match = SUBJECT.search(content[: content.find(b"\r\n\r\n") + 1 or None])
     raw = " ".join(match[1].decode("utf-8", "replace").split()) if match else ""
     if "=?" in raw:
-        with contextlib.suppress(HeaderParseError, LookupError, ValueError):
+        with contextlib.suppress(MessageError, LookupError, ValueError):
             raw = str(make_header(decode_header(raw)))
     return "".join(char if char.isprintable() else " " for char in raw)[:200]
