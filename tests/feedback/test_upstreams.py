@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
@@ -363,6 +363,8 @@ JSON_VALUES = st.recursive(
 )
 
 
+@example(b'{"\xff":1}')
+@example(b'[{"email":"\xff"}]')
 @given(st.binary() | JSON_VALUES.map(lambda value: json.dumps(value).encode()))
 def test_nothing_else_than_unreadable_comes_of_nonsense(body: bytes) -> None:
     for read in READERS:

@@ -84,5 +84,5 @@ def read(body: bytes) -> Iterator[UpstreamEvent]:
 def _decode(body: bytes) -> _Body:
     try:
         return msgspec.json.decode(body, type=_Body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise Unreadable("expected signature and event-data") from None

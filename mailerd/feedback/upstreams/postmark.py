@@ -35,7 +35,7 @@ def read(body: bytes) -> Iterator[UpstreamEvent]:
     """What is said of recipients; raises Unreadable."""
     try:
         record = msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise Unreadable("expected a JSON object") from None
     kind, type_ = str(record.get("RecordType")), str(record.get("Type", ""))
     happened = HAPPENED.get(kind)

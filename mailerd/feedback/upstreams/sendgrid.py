@@ -53,7 +53,7 @@ def read(body: bytes) -> Iterator[UpstreamEvent]:
     """What is said of recipients; raises Unreadable."""
     try:
         events = msgspec.json.decode(body, type=list[dict[str, Any]])
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise Unreadable("expected a JSON array of events") from None
     for event in events:
         happened = HAPPENED.get(str(event.get("event")))

@@ -62,7 +62,7 @@ def decode(topic: str, body: bytes) -> Notification:
     """The envelope, if it is for this topic and names a certificate of Amazon's; raises Forged, Unreadable."""
     try:
         notification = msgspec.json.decode(body, type=Notification)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise Unreadable("expected a notification of Amazon SNS") from None
     if notification.topic_arn != topic:
         raise Forged("it is of another topic")
@@ -116,7 +116,7 @@ def read(notification: Notification) -> Iterator[UpstreamEvent]:
         return
     try:
         event = msgspec.json.decode(notification.message, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise Unreadable("expected an event of SES in Message") from None
     if notification.message.startswith("Successfully validated SNS topic"):
         return
