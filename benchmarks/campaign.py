@@ -7,7 +7,6 @@ again and again instead, and its ledger compared with what arrived (`tests.suppo
 
 import asyncio
 import json
-import os
 import random
 import time
 import urllib.error
@@ -21,6 +20,8 @@ import msgspec
 
 from benchmarks import machine
 from benchmarks.cgroup import Accounting, accounting
+from benchmarks.database import KEPT, SIZE_OF, WAL
+from benchmarks.kinds import cpu_by_kind, each
 from benchmarks.load import Bench, watched_memory
 from benchmarks.peers import free_port
 from benchmarks.peers.mailerd import Mailerd
@@ -36,7 +37,6 @@ NEWSLETTER = Path(__file__).parent / "data" / "newsletter.html"
 PACE = 10_000_000  # a minute: as fast as it goes
 FIRST_WITHIN, LEDGER, RATE = 5.0, 50_000, 1_667  # seconds, rows a second, mails a second
 CREATED_WITHIN = 2.0
-TICKS = os.sysconf("SC_CLK_TCK")
 PATIENCE = 1_800.0
 SEED = """
     INSERT INTO contacts (tenant, email, address, first_name, last_name, custom_fields)
@@ -51,6 +51,7 @@ MEMBERS = """
     SELECT $1, id, 'bench' FROM contacts WHERE id > $2 AND id <= $3 AND address LIKE $4 || '%'
 """
 PART = 100_000
+LEDGER_SIZE = SIZE_OF.format(table="campaign_contacts")
 WRITTEN = "SELECT written, total FROM campaign_runs WHERE campaign_id = $1"
 
 
@@ -88,6 +89,16 @@ class System:
         assert url is not None
         return db.connected(url)
 
+    def ask(self, statement: str) -> int:
+        """The number that a statement answers with."""
+
+        async def asked() -> int:
+            async with self._connected() as connection:
+                value: int = await connection.fetchval(statement)
+                return value
+
+        return asyncio.run(asked())
+
     async def written(self, campaign: int) -> tuple[bool, int]:
         async with self.connected() as connection:
             row = await connection.fetchrow(WRITTEN, campaign)
@@ -109,19 +120,6 @@ class System:
         except urllib.error.HTTPError as error:
             raise RuntimeError(error.read().decode()) from error
         return answer, time.monotonic() - begun
-
-    def cpu(self) -> Counter[str]:
-        """Seconds of CPU of the processes there are, by kind."""
-        used: Counter[str] = Counter()
-        for pid in self.peer.group.pids():
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            kind = "PostgreSQL" if b"postgres" in command[:200] else "workers" if b"worker" in command else "main"
-            used[kind] += (int(fields[11]) + int(fields[12])) / TICKS  # type: ignore[assignment]
-        return used
 
 
 def run(work: Path, results: Results, *, contacts: int, mails: int) -> bool:
@@ -152,10 +150,9 @@ def run(work: Path, results: Results, *, contacts: int, mails: int) -> bool:
     )
 
 
-def _measure(bench: Bench, sink: Accounting, system: System, contacts: int, mails: int) -> dict[str, Any]:
-    prefix = "r1x"
+def make(system: System, contacts: int, prefix: str) -> tuple[str, float]:
+    """A campaign, not sent yet, to contacts that are made first: its id, and how many seconds the call took."""
     list_id, template = asyncio.run(system.seed(contacts, prefix))
-    bench.sink.begin(prefix)
     body = {
         "name": "Bench",
         "template_id": f"tpl_{template}",
@@ -164,19 +161,27 @@ def _measure(bench: Bench, sink: Accounting, system: System, contacts: int, mail
         "contact_list_ids": [f"lst_{list_id}"],
         "options": {"pace": PACE},
     }
-    made, creating = system.call("", body)
-    campaign = made["campaign_id"]
+    made, seconds = system.call("", body)
+    return made["campaign_id"], seconds
+
+
+def _measure(bench: Bench, sink: Accounting, system: System, contacts: int, mails: int) -> dict[str, Any]:
+    prefix = "r1x"
+    bench.sink.begin(prefix)
+    campaign, creating = make(system, contacts, prefix)
     begun = time.monotonic()
     _, sending = system.call(f"/{campaign}/send")
     with watched_memory(system.peer.group) as peak:
         first = bench.sink.wait(1, 60.0)["last"] - begun
         writing = _until_written(system, int(campaign.partition("_")[2]), begun)
-        steady, at_steady, cpu_steady = bench.sink.report()["unique"], time.monotonic(), system.cpu()
-        sink_steady = sink.cpu()
+        steady, at_steady = bench.sink.report()["unique"], time.monotonic()
+        cpu_steady, sink_steady = cpu_by_kind(system.peer.group.pids()), sink.cpu()
+        wal, rows = system.ask(WAL), system.ask(KEPT)
         report = bench.sink.wait(mails, PATIENCE)
-    last, used = report["last"], system.cpu()
+    last, used = report["last"], cpu_by_kind(system.peer.group.pids())
+    wal, rows = system.ask(WAL) - wal, system.ask(KEPT) - rows
     sent = report["unique"] - steady
-    took = {name: (used[name] - cpu_steady[name]) / sent * 1e6 for name in used}
+    took = each(cpu_steady, used, sent)
     return {
         "seconds of the call that makes it": creating,
         "seconds of the call that sends it": sending,
@@ -186,6 +191,8 @@ def _measure(bench: Bench, sink: Accounting, system: System, contacts: int, mail
         "mails a second": sent / (last - at_steady),
         **{f"CPU of a mail, µs: {name}": value for name, value in sorted(took.items())},
         "CPU of a mail, µs: the sink": (sink.cpu() - sink_steady) / sent * 1e6,
+        "WAL of a mail, bytes": wal / sent,
+        "rows that stay of a mail, bytes": rows / sent + system.ask(LEDGER_SIZE) / contacts,
         "memory, MB": max(peak) / 1e6,
         "mails": report["unique"],
         "twice": report["duplicates"],
