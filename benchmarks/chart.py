@@ -1,5 +1,6 @@
 """Bar and line charts as SVG, without a plotting library."""
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -71,6 +72,51 @@ def lines(
         _text(left + hour / hours * width - 6, bottom + 14, f"{hour} h", size=11)
         for hour in range(0, int(hours) + 1, every)
     )
+    parts.append(f'<path d="M{left},{top} V{bottom} H{left + width}" fill="none" stroke="#374151"/>')
+    return _group(parts, bottom + 20)
+
+
+def plot(
+    title: str,
+    curves: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    *,
+    ticks: Sequence[tuple[float, str]],
+    logarithmic: bool = False,
+    digits: int = 0,
+) -> str:
+    """Curves of points (x, y); x from the first to the last of `ticks`, y from 0, or logarithmic in whole decades."""
+    left, top, width, height = 60, 46, LABEL + WIDTH + VALUE - 80, 170
+    bottom = top + height
+    values = [y for _, points in curves for _, y in points if y > 0 or not logarithmic] or [1.0]
+    first, last = ticks[0][0], ticks[-1][0]
+    if logarithmic:
+        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        high = max(high, low + 1)
+        marks = [10.0**power for power in range(low, high + 1)]
+    else:
+        most = max(values) or 1.0
+        low, high, marks = 0, most * 1.1, [0.0, most / 2, most]
+
+    def place(x: float, y: float) -> str:
+        scaled = math.log10(y) if logarithmic else y
+        share = (scaled - low) / (high - low)
+        return f"{left + (x - first) / (last - first) * width:.1f},{bottom - share * height:.1f}"
+
+    parts, legend = [_text(0, 16, title, weight="bold")], 0.0
+    for number, (name, points) in enumerate(curves):
+        colour = COLOURS.get(name, CURVES[-1 - number % len(CURVES)])
+        parts.append(f'<rect x="{left + legend:.0f}" y="27" width="10" height="10" fill="{colour}"/>')
+        parts.append(_text(left + legend + 14, 36, name, size=11))
+        legend += 40 + 6.2 * len(name)
+        line = " ".join(place(x, y) for x, y in points if y > 0 or not logarithmic)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.4"/>')
+    for mark in marks:
+        y = place(first, mark).partition(",")[2]
+        places = max(0, -math.floor(math.log10(mark))) if logarithmic else digits
+        parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y}" y2="{y}" stroke="{LIMIT}"/>')
+        parts.append(_text(0, float(y) + 4, f"{mark:,.{places}f}", size=11))
+    for x, name in ticks:
+        parts.append(_text(float(place(x, marks[-1]).partition(",")[0]) - 10, bottom + 14, name, size=11))
     parts.append(f'<path d="M{left},{top} V{bottom} H{left + width}" fill="none" stroke="#374151"/>')
     return _group(parts, bottom + 20)
 

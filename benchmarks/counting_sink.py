@@ -129,6 +129,12 @@ class CountingSink:
                     connections[number].messages.append(arrival)
         return Seen(tuple(connections.values()))
 
+    def until_quiet(self, quiet: float, patience: float) -> None:
+        """Wait until nothing happened for `quiet` seconds, or `patience` is over."""
+        deadline, size = time.monotonic() + patience, -1
+        while size != (size := self._file.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(quiet)
+
     def arrived(self) -> Counter[str]:
         """How often each recipient came."""
         return Counter(name for arrival in self.seen().messages() for name in arrival.recipients)

@@ -1,6 +1,7 @@
 """What a benchmark leaves: a line of JSON for each run, and tables for a terminal and for README."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,11 @@ class Spread:
         if self.low == self.high:
             return format(self.middle, spec)
         return f"{self.middle:{spec}} ({self.low:{spec}}–{self.high:{spec}})"
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The least value that `share` (0 to 1) of them do not exceed: nearest rank, nothing in between is made up."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def machine_line(machine: Mapping[str, object]) -> str:
