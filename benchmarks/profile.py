@@ -25,13 +25,13 @@ def while_running(peer: Mailerd, once: Callable[[Load], Run], loads: Sequence[Lo
         one = once(load)
         after = peer_times(peer)
         tables.append(f"{load.name}: {one.rate:.0f} msg/s, {one.cpu_us:.0f} µs\n{shares(before, after, load.count)}")
-        folded = work / "profile.folded"
-        watcher = threading.Thread(target=_record, args=(peer.workers()[0], seconds, folded))
+        file = work / "profile.folded"
+        watcher = threading.Thread(target=folded, args=(peer.workers()[0], seconds, file))
         watcher.start()
         while watcher.is_alive():
             once(load)
         watcher.join()
-        tables.append(table(folded.read_text()))
+        tables.append(table(file.read_text()))
     return "\n\n".join(tables)
 
 
@@ -76,7 +76,11 @@ def table(folded: str) -> str:
     return "\n".join(parts)
 
 
-def _record(pid: int, seconds: float, folded: Path) -> None:
+def folded(pid: int, seconds: float, file: Path) -> str:
+    """Samples of a process: a line for each stack, its frames by `;`, outermost first, and how often it was seen."""
     py_spy = str(Path(sys.executable).with_name("py-spy"))
-    words = [py_spy, "record", "-d", str(round(seconds)), "-r", str(RATE), "-F", "-f", "raw", "-o", str(folded)]
-    subprocess.run([*words, "-p", str(pid)], check=True, stdout=subprocess.DEVNULL)
+    words = [py_spy, "record", "--nonblocking", "-d", str(round(seconds)), "-r", str(RATE), "-F", "-f", "raw"]
+    subprocess.run(
+        [*words, "-o", str(file), "-p", str(pid)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    return file.read_text()
