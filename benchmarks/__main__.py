@@ -1,33 +1,44 @@
-"""`scripts/bench [NAME]`: relay, idle, backlog, blocked, loads, throttle, shaping, and so on; or all of them."""
+"""`scripts/bench [NAME]`: relay, latency, backlog, soak, and so on; or all of them."""
 
+import logging
 import os
 import resource
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 from rich.console import Console
 
 from benchmarks import (
     analytics,
+    api,
     backlog,
     blocked,
     bounces,
     campaign,
     campaigns_at_once,
+    capacity,
     contacts,
     faults,
     idle,
     imports,
     inbound,
+    latency,
     loads,
     relay,
+    scale,
     segments,
     shaping,
+    soak,
+    stages,
     suppressions,
     templates,
     throttle,
@@ -52,7 +63,8 @@ DEFAULT_WORK = Path(os.environ.get("MAILERD_BENCH_WORK", HERE / "work"))
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
     """Without NAME: all."""
-    own = ("throttle", "shaping", "blocked", "bounces", "suppressions", "imports", "tracking", "contacts", "segments")
+    own = ("throttle", "shaping", "blocked", "bounces", "suppressions", "imports", "tracking", "contacts", "segments",
+           "capacity", "api", "backlog")  # fmt: skip
     without_peers = (*own, "analytics", "campaign")
     if context.invoked_subcommand not in without_peers and postfix.missing():
         try:
@@ -63,6 +75,7 @@ def main(context: typer.Context) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     if context.invoked_subcommand is None:
         run_all()
 
@@ -122,17 +135,140 @@ def idle_command(
         idle.run(directory, Results(out, "idle", console), connections=1_000 if quick else connections)
 
 
+@app.command(name="latency")
+def latency_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    rounds: Rounds = 3,
+    seconds: Annotated[float | None, typer.Option(help="Of mail at half load, each time.")] = None,
+) -> None:
+    """How long messages wait to be accepted and to arrive at half load, beside Postfix."""
+    with _work(work) as directory:
+        results = Results(out, "latency", console)
+        lasting = seconds or (5.0 if quick else 60.0)
+        count = 1_000 if quick else 6_000
+        kept = latency.run(
+            directory, results, rounds=1 if quick else rounds, seconds=lasting, count=count, judged=not quick
+        )
+        if not kept:
+            console.print("[red]accepted later than by Postfix, or messages are missing or came twice[/red]")
+            raise typer.Exit(1)
+
+
 @app.command(name="backlog")
 def backlog_command(
     work: Work = DEFAULT_WORK,
     out: Out = RESULTS,
     quick: Quick = False,
     queued: Annotated[list[int] | None, typer.Option(help="Recipients in the queue.")] = None,
+    domains: Annotated[list[int] | None, typer.Option(help="That they are in.")] = None,
 ) -> None:
-    """Delivery out of a queue of 1,000 and of 100,000 recipients."""
-    sizes = queued or ([500, 5_000] if quick else [1_000, 100_000])
+    """Delivery out of a queue of 1,000, 100,000 and 1,000,000 recipients over 1, 1,000 and 100,000 domains."""
     with _work(work) as directory:
-        backlog.run(directory, Results(out, "backlog", console), sizes=sizes)
+        good = backlog.run(
+            directory,
+            Results(out, "backlog", console),
+            queued=queued or ([500, 5_000] if quick else [1_000, 100_000, 1_000_000]),
+            domains=domains or ([1, 100] if quick else [1, 1_000, 100_000]),
+            judged=not quick,
+        )
+    if not good:
+        console.print("[red]slower or larger with a long queue, or messages are missing or came twice[/red]")
+        raise typer.Exit(1)
+
+
+@app.command(name="api")
+def api_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    rounds: Rounds = 3,
+) -> None:
+    """/emails and /emails/batch by wrk, with 1 to 1,000 messages a call."""
+    if missing := api.missing():
+        console.print(f"benchmarks need: {missing}")
+        raise typer.Exit(69)
+    with _work(work) as directory:
+        results = Results(out, "api", console)
+        if not api.run(directory, results, rounds=1 if quick else rounds, seconds=3.0 if quick else 15.0):
+            console.print("[red]refused, missing or twice[/red]")
+            raise typer.Exit(1)
+
+
+@app.command(name="scale")
+def scale_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    rounds: Rounds = 3,
+) -> None:
+    """One and two workers, and two nodes over one PostgreSQL; what each part costs."""
+    with _work(work) as directory:
+        results = Results(out, "scale", console)
+        if not scale.run(directory, results, rounds=1 if quick else rounds, count=1_000 if quick else 6_000):
+            console.print("[red]messages are missing, came twice, or have no signature[/red]")
+            raise typer.Exit(1)
+
+
+@app.command(name="capacity")
+def capacity_command(
+    out: Out = RESULTS,
+    peak: Annotated[float, typer.Option(help="Times the average of the day.")] = capacity.Assumptions.peak,
+    remote_seconds: Annotated[
+        float, typer.Option(help="That a host takes for a message.")
+    ] = capacity.Assumptions.remote_seconds,
+    utilisation: Annotated[
+        float, typer.Option(help="Of a core that may be used at the peak.")
+    ] = capacity.Assumptions.utilisation,
+) -> None:
+    """What 10 and 100 million a day need, on paper: from the results of scale, campaign and idle in --out."""
+    assumed = capacity.Assumptions(peak=peak, remote_seconds=remote_seconds, utilisation=utilisation)
+    body = campaign.NEWSLETTER.stat().st_size
+    if not capacity.run(Results(out, "capacity", console), directory=out, campaign_body=body, assumed=assumed):
+        raise typer.Exit(1)
+
+
+@app.command(name="soak")
+def soak_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    minutes: Annotated[float | None, typer.Option(help="Default: 60.")] = None,
+) -> None:
+    """An hour at 70 % load with deferrals, bounces and a slow host: what grows, and whether all is accounted for."""
+    with _work(work) as directory:
+        good = soak.run(
+            directory,
+            Results(out, "soak", console),
+            minutes=minutes or (0.5 if quick else 60.0),
+            count=1_000 if quick else 6_000,
+            retry=5.0 if quick else 60.0,
+            judged=not quick,
+        )
+    if not good:
+        console.print("[red]lost, twice, left in the queue, or the last third was not like the first[/red]")
+        raise typer.Exit(1)
+
+
+@app.command(name="stages")
+def stages_command(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    seconds: Annotated[float | None, typer.Option(help="That each kind of mail is watched.")] = None,
+) -> None:
+    """Where a message's microseconds go, unsigned, signed and in a campaign."""
+    with _work(work) as directory:
+        good = stages.run(
+            directory,
+            Results(out, "stages", console),
+            seconds=seconds or (5.0 if quick else 30.0),
+            contacts=10_000 if quick else 300_000,
+            count=1_000 if quick else 6_000,
+        )
+    if not good:
+        raise typer.Exit(1)
 
 
 @app.command(name="blocked")
@@ -346,19 +482,104 @@ def segments_command(
 app.command(name="faults")(faults.main)
 
 
-@app.command(name="all")
-def run_all(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
-    """Everything, into the results that README shows."""
-    commands: tuple[Callable[..., None], ...] = (
-        loads_command,
-        relay_command,
-        idle_command,
-        backlog_command,
-        blocked_command,
-    )
-    for command in (*commands, throttle_command, shaping_command, bounces_command, inbound_command):
-        command(work=work, out=out, quick=quick)
-    faults.main(kills=6 if quick else 500, freezes=not quick, out=out)
+@dataclass(frozen=True)
+class Part:
+    """One benchmark of `all`: about so many minutes on two cores, in full and with --quick."""
+
+    name: str
+    minutes: float
+    quick: float
+
+    def words(self, work: Path, out: Path, *, quick: bool) -> list[str]:
+        """What to call this program with."""
+        words = [*self.name.split(), "--out", str(out)]
+        if self.name == "faults":  # a program of its own, with a directory of its own
+            return [*words, "--kills", "6", "--no-freezes"] if quick else words
+        if self.name == "capacity":  # it calculates
+            return words
+        return [*words, "--work", str(work), *(["--quick"] if quick else [])]
+
+
+PARTS = (
+    Part("loads", 2, 0.3),
+    Part("relay", 25, 0.7),
+    Part("latency", 15, 0.7),
+    Part("idle", 1, 0.3),
+    Part("backlog", 30, 1),
+    Part("blocked", 40, 0.7),
+    Part("api", 8, 0.8),
+    Part("scale", 6, 0.7),
+    Part("stages", 4, 0.7),
+    Part("throttle", 1, 0.2),
+    Part("shaping", 6, 1.3),
+    Part("bounces", 1, 0.2),
+    Part("inbound", 5, 0.3),
+    Part("suppressions", 10, 0.3),
+    Part("imports", 2, 0.2),
+    Part("webhooks", 20, 1),
+    Part("contacts", 2, 0.2),
+    Part("segments", 20, 0.5),
+    Part("templates", 1, 0.2),
+    Part("tracking", 3, 0.5),
+    Part("analytics", 40, 0.3),
+    Part("campaign", 10, 0.5),
+    Part("campaign --crash", 25, 1),
+    Part("campaigns-at-once", 10, 0.5),
+    Part("capacity", 0.1, 0.1),
+    Part("faults", 35, 1),
+    Part("soak", 70, 1.2),
+)
+EXPECTED = ", ".join(f"{part.name} {part.minutes:g}" for part in PARTS)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    name: str
+    minutes: float
+    expected: float
+    said: str
+
+
+@app.command(
+    name="all",
+    help="Everything, into the results that README shows. Goes on after a failure; what was missed stands in the "
+    f"overview at the end, and in the exit status.\n\nMinutes that each takes, about: {EXPECTED}. "
+    f"In all {sum(part.minutes for part in PARTS) / 60:.1f} hours, with --quick "
+    f"{sum(part.quick for part in PARTS):.0f} minutes.",
+)
+def run_all(
+    work: Work = DEFAULT_WORK,
+    out: Out = RESULTS,
+    quick: Quick = False,
+    skip: Annotated[list[str] | None, typer.Option(help="Not this one. Several times: none of these.")] = None,
+) -> None:
+    if unknown := set(skip or ()) - {part.name for part in PARTS}:
+        raise typer.BadParameter(f"there is no {', '.join(sorted(unknown))}", param_hint="--skip")
+    outcomes = run_parts([part for part in PARTS if part.name not in (skip or ())], work, out, quick=quick)
+    results = Results(out, "all", console)
+    for outcome in outcomes:
+        results.line(**asdict(outcome))
+    rows = [[one.name, f"{one.minutes:.1f}", f"{one.expected:g}", one.said] for one in outcomes]
+    total = sum(one.minutes for one in outcomes)
+    rows.append(["all", f"{total:.1f}", f"{sum(one.expected for one in outcomes):g}", ""])
+    results.table("What was run", ["name", "minutes", "expected", "result"], rows)
+    if any(one.said != "ok" for one in outcomes):
+        raise typer.Exit(1)
+
+
+def run_parts(parts: Sequence[Part], work: Path, out: Path, *, quick: bool) -> list[Outcome]:
+    """One after the other, each a process of its own, whatever becomes of those before."""
+    outcomes = []
+    for part in parts:
+        console.rule(part.name)
+        begun = time.monotonic()
+        words = [sys.executable, "-m", "benchmarks", *part.words(work, out, quick=quick)]
+        status = subprocess.run(words, cwd=HERE.parent, check=False).returncode
+        said = {0: "ok", 1: "missed, or failed: see above", 69: "something is not installed"}
+        minutes = (time.monotonic() - begun) / 60
+        expected = part.quick if quick else part.minutes
+        outcomes.append(Outcome(part.name, minutes, expected, said.get(status, f"ended with status {status}")))
+    return outcomes
 
 
 @contextmanager
@@ -371,4 +592,5 @@ def _work(work: Path) -> Iterator[Path]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-app()
+if __name__ == "__main__":
+    app()

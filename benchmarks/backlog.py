@@ -76,8 +76,8 @@ def cells(queued: Sequence[int], domains: Sequence[int]) -> list[Cell]:
     return [Cell(*pair) for pair in product(queued, domains) if pair[0] >= pair[1]]
 
 
-def run(work: Path, results: Results, *, queued: Sequence[int], domains: Sequence[int]) -> bool:
-    """Each cell on a database of its own; whether nothing was lost, speed stays within bounds and memory flat."""
+def run(work: Path, results: Results, *, queued: Sequence[int], domains: Sequence[int], judged: bool) -> bool:
+    """Each cell on a database of its own; whether all came once and, if it is `judged`, speed and memory stay."""
     described = machine.describe(work)
     results.line(machine=described)
     results.text(machine_line(described))
@@ -99,7 +99,7 @@ def run(work: Path, results: Results, *, queued: Sequence[int], domains: Sequenc
     problems = judge(found)
     results.line(problems=problems)
     results.text("\n".join(problems) or f"Every queue within {WITHIN:.0%} of the shortest, memory flat.")
-    return not problems
+    return not (judged and problems) and not any(f["missing"] or f["duplicates"] for _, f in found)
 
 
 COLUMNS = (

@@ -62,8 +62,8 @@ def waits(sent: Sequence[Sent], arrivals: Mapping[int, Sequence[float]], count: 
     )
 
 
-def run(work: Path, results: Results, *, rounds: int, seconds: float, count: int) -> bool:
-    """Measure, write, say; whether all arrived once and mailerd's accept p99 is no worse than Postfix's."""
+def run(work: Path, results: Results, *, rounds: int, seconds: float, count: int, judged: bool) -> bool:
+    """Whether all arrived once and, if it is `judged`, mailerd's accept p99 is no worse than Postfix's."""
     described = machine.describe(work)
     results.line(machine=described)
     results.text(f"{machine_line(described)}; {seconds:g} s each")
@@ -108,7 +108,7 @@ def run(work: Path, results: Results, *, rounds: int, seconds: float, count: int
     results.line(accept_p99_ms=p99, complete=complete)
     if not complete:
         results.text("Some were refused, are missing or came twice.")
-    return complete and p99["mailerd"] <= p99["postfix-tuned"]
+    return complete and not (judged and p99["mailerd"] > p99["postfix-tuned"])
 
 
 QUANTITIES = (("due to 250", "accept"), ("dot to 250", "dot"), ("dot to the sink", "first"))
