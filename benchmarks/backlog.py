@@ -119,12 +119,12 @@ COLUMNS = (
 
 
 def judge(found: Sequence[tuple[Cell, dict[str, float]]]) -> list[str]:
-    """What is not as promised, in words: held against the shortest queue of the same number of domains, or of one."""
+    """What is not as promised, in words: held against the shortest queue of as many domains, or as it has."""
     problems = []
     shortest = min(cell.queued for cell, _ in found)
     bases = {cell.domains: figures for cell, figures in found if cell.queued == shortest}
     for cell, figures in found:
-        base = bases.get(cell.domains, bases[min(bases)])
+        base = bases[max(domains for domains in bases if domains <= cell.domains)]
         if figures["missing"] or figures["duplicates"]:
             problems.append(f"{cell.name}: {figures['missing']:.0f} lost, {figures['duplicates']:.0f} twice")
         if figures["rate"] < base["rate"] * (1 - WITHIN):
