@@ -114,7 +114,7 @@ class System:
         )
         self._groups = accounting("source"), accounting("sink")
         self.bench = Bench(self.directory, *self._groups)
-        self.peer.start(self.bench.sink.port, make_key(self.directory), SELECTOR)
+        self.peer.start(self.bench.sink.port, make_key(self.directory)[0], SELECTOR)
 
     def close(self) -> None:
         self.peer.stop()
