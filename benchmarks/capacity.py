@@ -110,12 +110,12 @@ def from_scale(lines: Iterable[Mapping[str, Any]], connection_kb: float, *, sign
         raise ValueError("the results of scale have no such runs")
 
     def total(runs: Sequence[Mapping[str, Any]]) -> float:
-        return median(run["daemon_us"] + run["postgres_us"] for run in runs)
+        return float(median(run["daemon_us"] + run["postgres_us"] for run in runs))
 
     runs = max(found.values(), key=total)
 
     def middle(name: str) -> float:
-        return median(run[name] for run in runs)
+        return float(median(run[name] for run in runs))
 
     one_worker = [run["daemon_mb"] for name, many in found.items() if name.startswith("1 node, 1 ") for run in many]
     return Costs(

@@ -90,12 +90,13 @@ def plot(
     values = [y for _, points in curves for _, y in points if y > 0 or not logarithmic] or [1.0]
     first, last = ticks[0][0], ticks[-1][0]
     if logarithmic:
-        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-        high = max(high, low + 1)
-        marks = [10.0**power for power in range(low, high + 1)]
+        lowest = math.floor(math.log10(min(values)))
+        highest = max(math.ceil(math.log10(max(values))), lowest + 1)
+        low, high = float(lowest), float(highest)
+        marks = [10.0**power for power in range(lowest, highest + 1)]
     else:
         most = max(values) or 1.0
-        low, high, marks = 0, most * 1.1, [0.0, most / 2, most]
+        low, high, marks = 0.0, most * 1.1, [0.0, most / 2, most]
 
     def place(x: float, y: float) -> str:
         scaled = math.log10(y) if logarithmic else y

@@ -159,7 +159,7 @@ class _Watcher:
         url = running_url(self._peer.data_dir)
         assert url is not None, "mailerd runs"
         async with db.connected(url) as connection:
-            row = await connection.fetchrow(STATE)
+            (row,) = await connection.fetch(STATE)
         return row["depth"], row["bytes"], row["dead"]
 
 
