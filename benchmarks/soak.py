@@ -88,8 +88,9 @@ def run(work: Path, results: Results, *, minutes: float, count: int, retry: floa
         with OpenLoop(order, source.command) as load:
             while load.running:
                 time.sleep(EVERY)
-                samples.append(watcher.look())
-                results.line(**asdict(samples[-1]))
+                if load.running or not samples:  # else part of the time had no load
+                    samples.append(watcher.look())
+                    results.line(**asdict(samples[-1]))
             said = load.wait()
         left = watcher.until_empty(DRAINED + retry)
         ledger = _ledger(file, total, sink)
