@@ -3,11 +3,14 @@
 A line that cannot be written stops nothing: it is left out, and `log.lines_lost` says how many were when one can be.
 """
 
+import asyncio
+import atexit
 import logging
 import sys
-from collections.abc import Callable
+import threading
+import time
 from datetime import UTC, datetime
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 import structlog
@@ -15,30 +18,17 @@ import structlog
 from mailerd.config import Log
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+FREQUENT = frozenset({"message.accepted", "recipient.delivered"})  # of such events a line may wait for others
+HELD = 0.05  # seconds, at most
+AT_ONCE = 4_096  # bytes of one write: in a pipe that several processes write to, no line is torn then (PIPE_BUF)
+
+NEWLINE = ord("\n")
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
-def set_up(config: Log) -> None:
-    """Call once in each process, before anything is logged."""
-    console = config.format == "console" or (config.format == "auto" and sys.stderr.isatty())
-    processors: list[structlog.typing.Processor] = [_add_level_and_time]
-    if console:
-        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
-        factory: Callable[..., object] = structlog.WriteLoggerFactory(file=TextLines(sys.stderr.buffer))  # type: ignore[arg-type]
-    else:
-        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_encode)]
-        factory = structlog.BytesLoggerFactory(file=Lines(sys.stderr.buffer))  # type: ignore[arg-type]
-    structlog.configure(
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[config.level]),
-        logger_factory=factory,
-        cache_logger_on_first_use=True,
-    )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # aiosmtpd's; ours says it in our words
-
-
-class Lines:
-    """As much of a file as structlog needs to write whole lines into it. Never raises `OSError`.
+class Output:
+    """As much of a file as is needed to write whole lines into it. Never raises `OSError`.
 
     The disk may be full, or whoever reads from the pipe gone: neither is a reason to give up the mail that the line is
     about. Not buffered, so that no line has to wait for the next one to find out.
@@ -49,25 +39,25 @@ class Lines:
         self._lost = 0
         self._cut = False  # the last line that was written has no end
 
-    def write(self, line: bytes) -> None:
-        if self._lost:
-            line = self._lines_lost() + line
-        if self._cut:
-            line = b"\n" + line
+    def write(self, lines: bytes) -> None:
+        """`lines` end with a line end each."""
+        before = (b"\n" if self._cut else b"") + (self._lines_lost() if self._lost else b"")
+        data = before + lines
         written = 0
         try:
-            while written < len(line):
-                count = self._file.write(line[written:])
+            while written < len(data):
+                count = self._file.write(data[written:])
                 if count is None:  # it would have to wait
                     break
                 written += count
         except OSError:
             pass
-        if written == len(line):
-            self._lost, self._cut = 0, False
+        if written >= len(before):
+            self._lost = data.count(b"\n", written)
+            self._cut = written > 0 and data[written - 1] != NEWLINE
         else:
-            self._lost += 1
-            self._cut |= written > 0
+            self._lost += lines.count(b"\n")
+            self._cut |= written > 1
 
     def flush(self) -> None:
         """There is nothing to flush."""
@@ -77,18 +67,103 @@ class Lines:
         return _encode({"event": "log.lines_lost", "lines": self._lost, "level": "warning", "timestamp": at}) + b"\n"
 
 
-class TextLines(Lines):
+class TextOutput(Output):
     """The same for text."""
 
     def write(self, line: str) -> None:  # type: ignore[override]
         super().write(line.encode("utf-8", "backslashreplace"))
 
 
+class Lines:
+    """Writes lines several at a time: a system call for each costs as much as making it.
+
+    Lines that are not urgent are held for `HELD` seconds at most, as long as an event loop runs in the thread that
+    logs; elsewhere not at all. So the sudden end of a process takes no line with it that is older, unless its loop was
+    kept from running, and never one that is urgent, or came before one.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._lock = threading.Lock()
+        self._held: list[bytes] = []
+        self._size = 0
+        self._since = 0.0  # of the monotonic clock: when the first of them came
+
+    def write(self, line: bytes, *, urgent: bool = False) -> None:
+        """`line` without its end."""
+        with self._lock:
+            if self._size + len(line) >= AT_ONCE:
+                self._write()
+            self._held.append(line)
+            self._size += len(line) + 1
+            if urgent:
+                self._write()
+            elif len(self._held) == 1:
+                self._since = time.monotonic()
+                try:
+                    asyncio.get_running_loop().call_later(HELD, self.flush)
+                except RuntimeError:
+                    self._write()
+            elif time.monotonic() > self._since + HELD:
+                self._write()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        if self._held:
+            lines = b"\n".join([*self._held, b""])
+            self._held.clear()
+            self._size = 0
+            self._output.write(lines)
+
+
+def set_up(config: Log) -> None:
+    """Call once in each process, before anything is logged."""
+    level = LEVELS[config.level]
+    if config.format == "console" or (config.format == "auto" and sys.stderr.isatty()):
+        structlog.configure(
+            processors=[_add_level_and_time, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+            logger_factory=structlog.WriteLoggerFactory(file=TextOutput(sys.stderr.buffer)),  # type: ignore[arg-type]
+            cache_logger_on_first_use=True,
+        )
+    else:
+        lines = Lines(Output(sys.stderr.buffer))
+        atexit.register(lines.flush)
+        structlog.configure(
+            processors=[],
+            wrapper_class=_json_logger(level),
+            logger_factory=lambda *_: lines,
+            cache_logger_on_first_use=True,
+        )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # aiosmtpd's; ours says it in our words
+
+
+def _json_logger(level: int) -> type[Any]:
+    """A logger that makes the line itself: two of each message are ours, and processors cost thrice as much."""
+    base: Any = structlog.make_filtering_bound_logger(level)
+
+    class JsonLogger(base):  # type: ignore[misc]
+        def _proxy_to_logger(self, method: str, event: str | None = None, **fields: Any) -> None:
+            if self._processors:  # somebody listens in: structlog.testing
+                super()._proxy_to_logger(method, event, **fields)
+                return
+            if self._context:
+                fields = {**self._context, **fields}
+            fields["event"] = event
+            _add_level_and_time(None, method, fields)
+            if "exc_info" in fields:
+                structlog.processors.format_exc_info(None, method, fields)
+            self._logger.write(_encode(fields), urgent=event not in FREQUENT)
+
+    return JsonLogger
+
+
 def _add_level_and_time(_: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     event["level"] = method
     event["timestamp"] = datetime.now(UTC).isoformat()
     return event
-
-
-def _encode(value: object, **_: object) -> bytes:
-    return msgspec.json.encode(value, enc_hook=str)
