@@ -9,6 +9,7 @@ strangers choose are bounded: after `MAX_SITES` sites, further ones are counted 
 
 import math
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -204,8 +205,23 @@ _request_seconds = _children(
 _pending: dict[Counter, float] = {}
 
 
+_changes: dict[Gauge, int] = {}
+
+
 def _count(counter: Counter, amount: float = 1.0) -> None:
     _pending[counter] = _pending.get(counter, 0.0) + amount
+
+
+_observed: dict[Histogram, list[float]] = {}  # how often in each bucket, and at the end their sum
+
+
+def _observe(histogram: Histogram, value: float) -> None:
+    seen = _observed.get(histogram)
+    bounds = histogram._upper_bounds
+    if seen is None:
+        seen = _observed[histogram] = [0.0] * (len(bounds) + 1)
+    seen[bisect_left(bounds, value)] += 1
+    seen[-1] += value
 
 
 def flush() -> None:
@@ -213,6 +229,15 @@ def flush() -> None:
     for counter, amount in _pending.items():
         counter.inc(amount)
     _pending.clear()
+    for gauge, change in _changes.items():
+        gauge.inc(change)
+    _changes.clear()
+    for histogram, (*counts, total) in _observed.items():
+        histogram._sum.inc(total)
+        for bucket, count in zip(histogram._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+    _observed.clear()
 
 
 def accepted(stream: str, protocol: str, recipients: int, size: int) -> None:
@@ -229,8 +254,8 @@ def refused(protocol: str, name: str) -> None:
 
 def committed(messages: int, seconds: float) -> None:
     """One group commit is done."""
-    _commit_messages.observe(messages)
-    _commit_seconds.observe(seconds)
+    _observe(_commit_messages, messages)
+    _observe(_commit_seconds, seconds)
 
 
 def attempted(stream: str, site: str, outcome: str, kind: str) -> None:
@@ -245,19 +270,20 @@ def attempted_from(source: str, outcome: str, kind: str) -> None:
 
 def transacted(stream: str, seconds: float) -> None:
     """One SMTP transaction ended, however."""
-    _attempt_seconds(stream).observe(seconds)
+    _observe(_attempt_seconds(stream), seconds)
 
 
 def finished(stream: str, state: str, seconds: float) -> None:
     """One recipient reached its final state, `seconds` after it was accepted."""
     _count(_finished(stream, state))
     if state == "delivered":
-        _delivery_seconds(stream).observe(seconds)
+        _observe(_delivery_seconds(stream), seconds)
 
 
 def sessions(direction: str, change: int) -> None:
     """Connections were opened (+1) or closed (-1); `direction` is in or out."""
-    _sessions(direction).inc(change)
+    child = _sessions(direction)
+    _changes[child] = _changes.get(child, 0) + change
 
 
 _known_waiting: set[tuple[str, str]] = set()
