@@ -79,6 +79,7 @@ class GroupCommit:
         self._clock = clock
         self._waiting: list[_Waiting] = []
         self._running: asyncio.Task[None] | None = None
+        self._until_drained: list[asyncio.Future[None]] = []
         self._withdrawn: dict[int, float] = {}  # messages that must not come to be, until that time of the loop
         self._withdrawing: asyncio.Task[None] | None = None
 
@@ -97,7 +98,9 @@ class GroupCommit:
     async def drained(self) -> None:
         """Wait until nothing is being committed."""
         if self._running is not None:
-            await asyncio.wait([self._running])
+            drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._until_drained.append(drained)
+            await drained
 
     async def _run(self) -> None:
         try:
@@ -108,6 +111,9 @@ class GroupCommit:
             self._running = None
             for waiting in self._waiting:  # only after a bug above: nobody must wait for ever
                 _answer(waiting.done, Unavailable(NOT_STORED))
+            drained, self._until_drained = self._until_drained, []
+            for each in drained:
+                _answer(each)
 
     def _take(self) -> list[_Waiting]:
         size = 0

@@ -10,6 +10,7 @@ from collections.abc import Callable
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
 LENGTH = 13  # 65 bits
 PREFIX = "msg_"
+PAIRS = [first + second for first in ALPHABET for second in ALPHABET]  # by ten bits
 VALUES = {letter: value for value, letter in enumerate(ALPHABET)}
 COUNTER_BITS = 10
 WORKER_BITS = 11
@@ -53,11 +54,11 @@ def first_id_at(milliseconds: int) -> int:
 
 def format_message_id(message_id: int) -> str:
     """`msg_` and 13 letters that sort as the numbers do."""
-    letters = []
-    for _ in range(LENGTH):
-        letters.append(ALPHABET[message_id & 31])
-        message_id >>= 5
-    return PREFIX + "".join(reversed(letters))
+    return (
+        f"{PREFIX}{ALPHABET[message_id >> 60]}{PAIRS[message_id >> 50 & 1023]}{PAIRS[message_id >> 40 & 1023]}"
+        f"{PAIRS[message_id >> 30 & 1023]}{PAIRS[message_id >> 20 & 1023]}{PAIRS[message_id >> 10 & 1023]}"
+        f"{PAIRS[message_id & 1023]}"
+    )
 
 
 def parse_message_id(text: str) -> int:

@@ -84,7 +84,7 @@ class Recipient:
 
     `notify` is the upper-case NOTIFY list of RFC 3461 ("" when not given: failure), `orcpt` the ORCPT, `type;address`.
     `returned`: given up on an operator's word. `cleared`: when the question began whose answer was that the address is
-    not suppressed, of the monotonic clock of this process.
+    not suppressed, of the monotonic clock of this process. `queue`, made of the others, is where it waits.
     """
 
     message: Message
@@ -101,11 +101,11 @@ class Recipient:
     returned: bool = False
     last_reply: str = ""
     cleared: float = -inf
+    queue: str = field(init=False)
 
-    @property
-    def queue(self) -> str:
+    def __post_init__(self) -> None:
         message = self.message
-        return f"{message.stream}/{message.pool}/{message.flow}/{self.domain}"
+        self.queue = f"{message.stream}/{message.pool}/{message.flow}/{self.domain}"
 
 
 def parts_of_queue(name: str) -> dict[str, str]:
