@@ -9,8 +9,9 @@ A suppression is for ever, so only what is surely and permanently about the reci
 a 4yz, however often it came, and never what only a bare code says.
 """
 
-from dataclasses import dataclass, replace
 from enum import StrEnum
+
+import msgspec
 
 from mailerd.config.verdicts import Action, Blame, Detail, Kind, VerdictRules, parse_verdicts
 from mailerd.delivery.diagnostic import Said, detail_in, read_diagnostic, telling, without_codes
@@ -40,8 +41,7 @@ class Outcome(StrEnum):
     BOUNCED = "bounced"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What became of one recipient in one attempt, or what a report says of it.
 
     `code` and `enhanced` are the peer's, or the ones we would have given when there was no reply. `retry_other_host`:
@@ -179,7 +179,9 @@ def of_report(action: str, status: str, code: int, diagnostic: str, words: str) 
         return Verdict(Outcome.DEFERRED, told.kind, code or 451, enhanced, text, blame, rule=told.rule)
     final = _made(Outcome.BOUNCED, told, code or 554, enhanced, text, stage)
     temporary = code < 500 if code else enhanced.startswith("4")
-    return replace(final, action=Action.COUNT) if temporary and final.action is Action.SUPPRESS else final
+    if temporary and final.action is Action.SUPPRESS:
+        return msgspec.structs.replace(final, action=Action.COUNT)
+    return final
 
 
 def complaint(feedback_type: str) -> Verdict:

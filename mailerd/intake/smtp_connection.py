@@ -7,6 +7,7 @@ the stock class finds out by introspection for each connection is here a table m
 import asyncio
 import secrets
 import ssl
+from asyncio.streams import FlowControlMixin
 from collections.abc import Callable
 from typing import cast
 
@@ -19,7 +20,6 @@ from mailerd.intake.smtp_service import Service
 
 log = structlog.get_logger()
 
-READ = 1 << 18  # bytes, at most, that one read takes from the buffer of the connection
 BUFFER = 1 << 16  # bytes unread at which the kernel is left to hold the peer back; twice that is the most we hold
 HANDSHAKE = 30.0  # seconds for TLS
 LINGER = 5.0  # seconds for a closed connection to get its last reply out
@@ -40,9 +40,15 @@ class Connection(SMTP):
     def __init__(
         self, service: Service, peer: str, forget: Callable[["Connection"], None], loop: asyncio.AbstractEventLoop
     ) -> None:
-        # Not SMTP.__init__: it inspects the class and the handler again for each connection.
-        self._reader = asyncio.StreamReader(limit=BUFFER, loop=loop)
-        asyncio.StreamReaderProtocol.__init__(self, self._reader, loop=loop)
+        # Not SMTP.__init__: it inspects the class and the handler again for each connection. Nor a StreamReader: what
+        # it does for each read costs as much as a command.
+        FlowControlMixin.__init__(self, loop=loop)
+        self._arrived = b""  # and not read yet
+        self._eof = False
+        self._failure: Exception | None = None  # how the connection ended
+        self._reading: asyncio.Future[None] | None = None
+        self._held_back = False
+        self._attentive = False  # the dialogue waits for a command
         self.loop = loop
         self.transport = None
         self._handler_coroutine = None
@@ -66,6 +72,10 @@ class Connection(SMTP):
         """Answer one line, its end included."""
         raise NotImplementedError
 
+    def _answers_at_once(self, line: bytes) -> bool:
+        """Is it a command that `_command` answers without waiting for anything?"""
+        raise NotImplementedError
+
     @property
     def _in_transaction(self) -> bool:
         raise NotImplementedError
@@ -77,23 +87,57 @@ class Connection(SMTP):
     # -- the connection ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        asyncio.StreamReaderProtocol.connection_made(self, transport)
-        self.transport = transport
+        self.transport = self._transport = transport
         self._encrypted = _tls_version(transport)
         self.deadline = self.loop.time() + self.service.limits.command_timeout
         self._handler_coroutine = self.loop.create_task(self._handle_client())
 
     def connection_lost(self, error: Exception | None) -> None:
         # The handler is not cancelled: it may be waiting for a commit. It finds out at its next read.
-        asyncio.StreamReaderProtocol.connection_lost(self, error)
+        self._failure = error
+        self._eof = True
+        self._wake_reader()
+        FlowControlMixin.connection_lost(self, error)
         self.transport = None
         if self._handler_coroutine is None or self._handler_coroutine.done():
             self._forget(self)
 
     def eof_received(self) -> bool:
         # A client may close its half behind its last command and still read our replies; with TLS there are no halves.
-        self._reader.feed_eof()
+        self._eof = True
+        self._wake_reader()
         return not self._encrypted
+
+    def data_received(self, data: bytes) -> None:
+        busy = self._arrived or self._closing or self._stopping or self._paused  # type: ignore[attr-defined]
+        if self._attentive and not busy and self._answers_at_once(data):
+            self._answer(data)
+            return
+        self._arrived = self._arrived + data if self._arrived else data
+        self._wake_reader()
+        if len(self._arrived) > 2 * BUFFER and not self._held_back and self.transport is not None:
+            self._held_back = True
+            cast(asyncio.Transport, self.transport).pause_reading()
+
+    def _answer(self, line: bytes) -> None:
+        """Answer a command here: to wake the task that runs the dialogue costs as much as most commands."""
+        try:
+            self._command(line).send(None)
+        except StopIteration:
+            pass
+        except Exception as error:
+            self._failure = error  # for the task to say
+        self.deadline = self.loop.time() + self.service.limits.command_timeout
+        transport = cast(asyncio.Transport | None, self.transport)
+        if self._closing or self._failure is not None or transport is None or transport.is_closing():
+            self._wake_reader()
+        else:
+            transport.write(b"".join(self._replies))
+            self._replies.clear()
+
+    def _wake_reader(self) -> None:
+        if self._reading is not None and not self._reading.done():
+            self._reading.set_result(None)
 
     def expire(self, now: float) -> None:
         """The deadline is over: say so and close; called again, because that did not get through, cut it off."""
@@ -160,7 +204,11 @@ class Connection(SMTP):
                 self._close(421, "4.3.2", "Shutting down")
                 return
             await self._flush()
-            await self._read_more()
+            self._attentive = self._at >= len(self._buffer) and not self._overlong
+            try:
+                await self._read_more()
+            finally:
+                self._attentive = False
 
     def _next_line(self) -> bytes | None:
         """The next line with its end, None when it has not come whole; an endless one is thrown away as it comes."""
@@ -183,7 +231,7 @@ class Connection(SMTP):
     @property
     def _unread(self) -> bool:
         """Has more come than was looked at?"""
-        return self._at < len(self._buffer) or bool(self._reader._buffer)  # type: ignore[attr-defined]
+        return self._at < len(self._buffer) or bool(self._arrived)
 
     async def _start_tls(self) -> None:
         """Shake hands. Raises `Gone` when that fails, or when something came before."""
@@ -204,7 +252,6 @@ class Connection(SMTP):
         if transport is None:
             raise Gone
         self.transport = transport
-        self._reader._transport = transport  # type: ignore[attr-defined]
         self._transport = transport  # what asyncio's flow control looks at
         self._over_ssl = True
         self._encrypted = _tls_version(transport)
@@ -226,9 +273,21 @@ class Connection(SMTP):
 
     async def _read(self) -> bytes:
         """What has come, at least one byte; b"" when the peer has closed. Raises `Gone` when we have."""
-        data = await self._reader.read(READ)
+        if not self._arrived and not self._eof:
+            self._reading = self.loop.create_future()
+            try:
+                await self._reading
+            finally:
+                self._reading = None
         if self._closing:
             raise Gone
+        if self._failure is not None:
+            raise self._failure
+        data, self._arrived = self._arrived, b""
+        if self._held_back:
+            self._held_back = False
+            if self.transport is not None:
+                cast(asyncio.Transport, self.transport).resume_reading()
         return data
 
     async def _flush(self) -> None:

@@ -8,7 +8,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import ip_address, ip_network
 
 import structlog
@@ -252,6 +252,7 @@ class SmtpListener:
                 connection.expire(now)
 
 
+@lru_cache(maxsize=1_024)
 def _peer(host: str) -> str:
     """The address without its zone; an IPv4 client of an IPv6 socket is an IPv4 client."""
     address = ip_address(host.partition("%")[0])
@@ -260,4 +261,4 @@ def _peer(host: str) -> str:
 
 def _membership(networks: tuple[str, ...]) -> Callable[[str], bool]:
     members = [ip_network(network, strict=False) for network in networks]
-    return lambda peer: any(ip_address(peer) in network for network in members)
+    return lru_cache(maxsize=1_024)(lambda peer: any(ip_address(peer) in network for network in members))

@@ -36,6 +36,7 @@ COMMANDS = {
         *("BDAT", "RSET", "NOOP", "QUIT", "VRFY", "EXPN", "HELP"),
     )
 }
+AT_ONCE = (b"MAIL ", b"RCPT ")  # commands of each message that wait for nothing
 _HELO_NAME = re.compile(r"[!-~]{1,255}")
 _BDAT = re.compile(r"([0-9]{1,20})(?: +(LAST))?", re.IGNORECASE)
 
@@ -87,6 +88,9 @@ class SmtpConnection(Connection):
     async def _take(self, mail: MailCommand, recipients: list[RcptCommand], content: bytes) -> str:
         """Take responsibility, and return what to say behind the 250. Raises `Refused` or `Unavailable`."""
         raise NotImplementedError
+
+    def _answers_at_once(self, line: bytes) -> bool:
+        return line.startswith(AT_ONCE) and line.find(b"\n") == len(line) - 1
 
     # -- commands ------------------------------------------------------------------------------------------------------
 

@@ -253,7 +253,7 @@ class Submitter:
         now = self._clock()
         credential = origin.credential
         self.check_sender(credential, envelope.sender)
-        header, _ = wire.split(content)
+        header = wire.header_block(content)
         self._check_header(header, credential)
         _check_text(envelope)
         wishes = read_wishes(envelope, header)

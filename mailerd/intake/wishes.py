@@ -49,6 +49,7 @@ class Wishes:
 
 
 NOTHING = Wishes()
+SILENT = (None,) * 6
 
 
 def read_wishes(envelope: Envelope, header: bytes) -> Wishes:
@@ -57,7 +58,7 @@ def read_wishes(envelope: Envelope, header: bytes) -> Wishes:
     ours, theirs = b"x-mailerd-" in probe, TLS_REQUIRED in probe
     campaign, priority = envelope.campaign, envelope.priority
     asked = (campaign, priority, envelope.require_tls, envelope.topic, envelope.unsubscribe, envelope.track)
-    if not ours and not theirs and all(wish is None for wish in asked):
+    if not ours and not theirs and asked == SILENT:
         return NOTHING  # nearly all mail
     if campaign is None:
         campaign = (_single(header, CAMPAIGN) if ours else None) or ""

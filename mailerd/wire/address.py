@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 import idna
+import msgspec
 
 MAX_LOCAL = 64  # octets, RFC 5321 section 4.5.3.1.1
 MAX_DOMAIN = 255  # octets, section 4.5.3.1.2
@@ -28,8 +28,7 @@ _TO_ESCAPE = re.compile(r'["\\]')
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]|(?! )\s")
 
 
-@dataclass(frozen=True, slots=True)
-class Mailbox:
+class Mailbox(msgspec.Struct, frozen=True):
     """One address. `domain` is lower-case A-labels, an address literal, or "" for the bare `postmaster` of a RCPT.
 
     `local` is as it was given, quotes included: only its own domain may say which spellings are the same.

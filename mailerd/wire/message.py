@@ -35,10 +35,17 @@ def split(content: bytes) -> tuple[bytes, bytes]:
     line that is neither a field nor the continuation of one. A first line `From …` (mbox) belongs to neither.
     """
     start, end, body = _bounds(content)
-    header = content[start:end]
-    if header and not header.endswith(b"\r\n"):
-        header += b"\r\n"
-    return header, content[body:]
+    return _ended(content[start:end]), content[body:]
+
+
+def header_block(content: bytes) -> bytes:
+    """The first half of `split`, without a copy of the body."""
+    start, end, _ = _bounds(content)
+    return _ended(content[start:end])
+
+
+def _ended(header: bytes) -> bytes:
+    return header if not header or header.endswith(b"\r\n") else header + b"\r\n"
 
 
 def _bounds(content: bytes) -> tuple[int, int, int]:
@@ -149,7 +156,7 @@ def fix_up(
     date: str,
     received: bytes,
     add_from: str = "",
-    remove: Iterable[bytes] = REMOVED,
+    remove: tuple[bytes, ...] = REMOVED,
 ) -> bytes:
     """The message as it is queued (RFC 6409 section 8): `received` in front, what is missing added, `remove` removed.
 
@@ -170,13 +177,18 @@ def fix_up(
 
     whole = body == end + 2 and not start
     odd = b" :" in probe or b"\t:" in probe or _has_long_line(probe)
-    if whole and not odd and not any(b"\n" + name in probe for name in remove):
+    if whole and not odd and _starting(remove).search(probe) is None:
         parts.append(content)  # one copy of the content, and only one
         return b"".join(parts)
 
     header, _ = split(content[:body])
     header = SPACE_BEFORE_COLON.sub(rb"\1:", remove_headers(header, remove))
     return b"".join([*parts, fold_long_lines(header), b"\r\n", memoryview(content)[body:]])
+
+
+@lru_cache(maxsize=16)
+def _starting(names: tuple[bytes, ...]) -> re.Pattern[bytes]:
+    return re.compile(b"\n(?:" + b"|".join(map(re.escape, names)) + b")")
 
 
 def _has(probe: bytes, name: bytes) -> bool:
@@ -260,6 +272,7 @@ NAME_HARM = re.compile(r"[^A-Za-z0-9.:@+=_\[\]-]")
 TLS_HARM = re.compile(r"[^A-Za-z0-9._ -]")
 
 
+@lru_cache(maxsize=256)
 def _harmless(text: str, harm: re.Pattern[str] = NAME_HARM) -> str:
     """What a client said, cut down to bytes that cannot end a field, open a comment or feign a clause."""
     return harm.sub("?", text[:255])

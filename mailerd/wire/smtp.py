@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from mailerd.errors import Refused, RemoteProtocolError
 from mailerd.wire.address import Mailbox, parse_mailbox
@@ -22,8 +23,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")  # the low byte of a surrogate escap
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """One reply. `lines` is what stood after the code and its space or hyphen, every byte kept (surrogateescape)."""
 
     code: int
@@ -150,8 +150,7 @@ def parse_ehlo(reply: Reply) -> dict[str, str]:
 # ---- MAIL and RCPT
 
 
-@dataclass(frozen=True, slots=True)
-class MailCommand:
+class MailCommand(msgspec.Struct, frozen=True):
     """What follows `MAIL `. `sender` is "" for the null sender, `ret` FULL, HDRS or "", `envid` decoded or "".
 
     `auth` is the decoded AUTH parameter (RFC 4954 section 5): "" for `<>`, None when it was not given. `require_tls` is
@@ -168,8 +167,7 @@ class MailCommand:
     require_tls: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RcptCommand:
+class RcptCommand(msgspec.Struct, frozen=True):
     """What follows `RCPT `. `notify` is the upper-case NOTIFY list or "", `orcpt` is `type;address`, decoded, or ""."""
 
     address: Mailbox
