@@ -36,7 +36,7 @@ from mailerd.queue.store import QueueStore, Settled
 from mailerd.queue.suppression import REFUSAL, Suppression
 from mailerd.wire import dkim
 from mailerd.wire.downgrade import downgrade
-from mailerd.wire.message import split
+from mailerd.wire.message import header_block
 
 log = structlog.get_logger()
 
@@ -111,9 +111,13 @@ class Attempts:
         None: the kept connection was gone, or the database, which has to be asked right before DATA; the job is to be
         tried again. Raises SlowDatabaseError; what is left of the job is untried.
         """
-        await self.give_up_expired(job)
-        await self._give_up_doubtful(job)
-        if not job.recipients or not await self._load(job):
+        now = self._clock()
+        for recipient in job.recipients:
+            if recipient.expires_at <= now or recipient.in_doubt:
+                await self.give_up_expired(job)
+                await self._give_up_doubtful(job)
+                break
+        if not job.recipients or ((job.message.render or job.message.content is None) and not await self._load(job)):
             return ()
         field = self._personal.field(job.message, job.recipients)
         personal = bool(field)
@@ -240,7 +244,10 @@ class Attempts:
             metrics.finished(job.message.stream, verdict.outcome, (now - job.message.accepted_at).total_seconds())
             event = _event(recipient, f"recipient.{verdict.outcome}", data, now)
             settled.append(Settled(recipient, event, suppression=self._consequence(recipient, result, now)))
-        await self._finish(job.message, settled, notices, now)
+        if notices:
+            await self._finish(job.message, settled, notices, now)
+        else:
+            self._settler.add(settled)
 
     def _deferred(
         self,
@@ -420,7 +427,7 @@ class Attempts:
     async def _sign(self, message: Message, content: bytes) -> bytes:
         if message.credential == FOREIGN:
             return b""
-        keys = self._identity.signing_keys(split(content)[0], message.sender)
+        keys = self._identity.signing_keys(header_block(content), message.sender)
         if not keys:
             return b""
         now = int(self._clock().timestamp())

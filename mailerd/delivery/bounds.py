@@ -67,14 +67,19 @@ class Bounds:
     def renew(self, path: Path) -> None:
         """Make the path's holds and charges anew when something they rest on has changed."""
         now = self._now()
-        if self._config.delivery.control and now - path.looked > LOOK_EVERY:
+        control = self._config.delivery.control
+        if control and now - path.looked > LOOK_EVERY:
             path.pace = Pace.unpack(path.meter.state(), now)
             path.looked = now
+        generation = self._generation + self._effects.generation + self._grants.generation  # none of them goes back
+        if path.pace is path.renewed_for and generation == path.generation and path.ends > now:
+            return
+        path.renewed_for, path.generation = path.pace, generation
         known = (
             self._effects.generation,
             self._generation + self._grants.generation,
-            _rounded(path.pace.interval) if self._config.delivery.control else 0.0,
-            path.pace.connections(MANY) if self._config.delivery.control else MANY,
+            _rounded(path.pace.interval) if control else 0.0,
+            path.pace.connections(MANY) if control else MANY,
         )
         if known != path.known or path.ends <= now:
             path.known = known

@@ -6,7 +6,6 @@ within `PATIENCE` goes back to the database with the time and the reason.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -61,7 +60,9 @@ class Destination:
     source: Source
     path: Path
     line: Line = field(default_factory=Line)
-    idle: deque["asyncio.Future[None]"] = field(default_factory=deque)
+    idle: dict["asyncio.Future[None]", float] = field(default_factory=dict)  # until when, of the loop's clock
+    alarm: asyncio.TimerHandle | None = None  # for the first of them: a timer for each costs too much
+    rings_at: float = 0.0
     pacer: "asyncio.Future[None] | None" = None  # of the session that waits until the path admits the next job
     pacer_alone: bool = False  # what it waits for binds only the jobs that are there
     sessions: int = 0
@@ -194,7 +195,7 @@ class Sessions:
         wanted = len(destination.line) - destination.woken
         while wanted > 0 and destination.idle:
             # The one that fell idle last, so that those too many are left alone and end.
-            _wake(destination.idle.pop())  # its time may be over at this very moment
+            _wake(destination.idle.popitem()[0])  # its time may be over at this very moment
             destination.woken += 1
             wanted -= 1
         now = asyncio.get_running_loop().time()
@@ -420,7 +421,7 @@ class Sessions:
         if not destination.idle:
             self.pump(destination)
         elif not destination.woken:
-            _wake(destination.idle.pop())
+            _wake(destination.idle.popitem()[0])
             destination.woken += 1
 
     async def _pace(self, destination: Destination, wait: Wait) -> None:
@@ -440,16 +441,31 @@ class Sessions:
         """Wait for a job, until then at most."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        destination.idle.append(waiter)
-        timer = loop.call_at(until, _wake, waiter)
+        destination.idle[waiter] = until
+        if destination.alarm is None or until < destination.rings_at:
+            self._set_alarm(destination, until)
         try:
             await waiter
         finally:
-            timer.cancel()
-            if waiter in destination.idle:  # the timer, not a job
-                destination.idle.remove(waiter)
-            else:
+            if destination.idle.pop(waiter, None) is None:  # a job, not the timer
                 destination.woken -= 1
+
+    def _set_alarm(self, destination: Destination, at: float) -> None:
+        if destination.alarm is not None:
+            destination.alarm.cancel()
+        destination.rings_at = at
+        destination.alarm = asyncio.get_running_loop().call_at(at, self._ring, destination)
+
+    def _ring(self, destination: Destination) -> None:
+        """The time of idle sessions may be over; those that fell idle since have theirs later."""
+        destination.alarm = None
+        now = asyncio.get_running_loop().time()
+        later = [until for until in destination.idle.values() if until > now]
+        for waiter, until in destination.idle.items():
+            if until <= now:
+                _wake(waiter)
+        if later:
+            self._set_alarm(destination, max(min(later), now + 0.001))  # timers may ring that much too early
 
     def _admitted(self, destination: Destination) -> Job | Wait | None:
         """The job whose turn it is and that may leave now, else what the soonest of them waits for; None: look again.

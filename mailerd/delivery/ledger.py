@@ -95,7 +95,7 @@ class Meter:
     @property
     def held(self) -> int:
         """Connections of all workers."""
-        return sum(self._ledger.holders(self))
+        return self._ledger.held(self)
 
     @property
     def mine(self) -> int:
@@ -291,6 +291,15 @@ class Ledger:
         if not self._found(meter):
             return (0,) * self._slots
         return self._held[meter.row * self._slots : (meter.row + 1) * self._slots].tolist()
+
+    def held(self, meter: Meter) -> int:
+        """See `Meter.held`."""
+        row, slots = meter.row, self._slots
+        if self._keys[row] != meter.key:
+            if not self._keys[meter.key % self._rows] or not self._found(meter):  # the first look is enough mostly
+                return 0
+            row = meter.row
+        return sum(self._held[row * slots : row * slots + slots])
 
     def mine(self, meter: Meter) -> int:
         """See `Meter.mine`."""

@@ -162,6 +162,8 @@ class Lessons:
 
     def forget_old(self, path: Path) -> None:
         """What a host taught us is tried anew after a day; what it made us guess, an hour after the first time."""
+        if path.most_messages is None and path.most_recipients is None:
+            return
         if path.guessed_at is not None and self._now() - path.guessed_at > FORGET_GUESSED:
             path.guessed_at = path.most_recipients = None
         if self._now() - path.learnt_at > FORGET_LEARNT:

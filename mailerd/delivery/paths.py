@@ -87,6 +87,8 @@ class Path:
     paused: Effect | None = None
     pace: Pace = control.START
     known: tuple[int, int, float, int] = (-1, -1, 0.0, 0)  # what the lists above were made of
+    renewed_for: Pace | None = None  # the pace and the sum of generations that this was seen with last
+    generation: int = -1
     looked: float = -math.inf  # when the pace was read
     ends: float = 0.0  # when the first of its effects is over
     delivered: int = 0  # not told to the control loop yet

@@ -198,7 +198,10 @@ class Traffic:
     def surplus(self, path: Path) -> bool:
         """Are more connections open than are allowed by now?"""
         self._bounds.renew(path)
-        return any(hold.meter.held - path.leaving > hold.limit for hold in path.holds)
+        for meter, limit in path.holds:  # noqa: SIM110 - any() makes a generator, for every message
+            if meter.held - path.leaving > limit:
+                return True
+        return False
 
     def want(self, wait: Wait, *, first: bool) -> Sequence[Hold]:
         """Ask those who have the connections to give one up (`first`: for mail that goes first), until `disconnect`."""

@@ -196,7 +196,8 @@ class Conversation:
                 self._settle(everyone, _not_supported("5.6.7", NO_UTF8_HEADER))
             else:
                 foreign = [index for index in everyone if not mail.recipients[index].isascii()]
-                self._settle(foreign, _not_supported("5.6.7", NO_UTF8))
+                if foreign:
+                    self._settle(foreign, _not_supported("5.6.7", NO_UTF8))
 
     def _commands(self, sent: list[int]) -> list[bytes]:
         mail = self._mail
