@@ -193,6 +193,10 @@ class Dispatcher:
         """How many more messages of so many bytes, of one campaign, would be kept in memory."""
         return 0 if self._stopping else self._memory.room_of_campaign(flow, weight)
 
+    def held_of_campaign(self, flow: str) -> int:
+        """How many messages of one campaign are in memory."""
+        return self._memory.of_flow[flow]
+
     def release(self, recipients: Sequence[Recipient]) -> None:
         """These are settled."""
         self._memory.release(recipients)

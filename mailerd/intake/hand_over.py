@@ -64,6 +64,7 @@ class Memory(Protocol):
     def drop(self, message: Message) -> None: ...
     def strayed(self) -> None: ...
     def room_of_campaign(self, flow: str, weight: int) -> int: ...
+    def held_of_campaign(self, flow: str) -> int: ...
 
 
 def message_id_field(message_id: int, campaign: str, sender: str) -> str:
@@ -168,6 +169,11 @@ class HandOver:
 def room(memory: Memory, tenant: str, campaign: str) -> int:
     """How much of such mail of one campaign this worker would keep in memory now."""
     return memory.room_of_campaign(flow_name(tenant, campaign, NORMAL), UNRENDERED)
+
+
+def held(memory: Memory, tenant: str, campaign: str) -> int:
+    """How much of it this worker has in memory."""
+    return memory.held_of_campaign(flow_name(tenant, campaign, NORMAL))
 
 
 def _accepted(message: Message, mail: Deferred) -> Event:

@@ -18,7 +18,7 @@ from mailerd.events import Event
 from mailerd.intake.allowance import Allowance, Allowances
 from mailerd.intake.credentials import Credential
 from mailerd.intake.envelope import UNTRACKED, Envelope, Origin, Receipt, Track
-from mailerd.intake.hand_over import HandOver, room
+from mailerd.intake.hand_over import HandOver, held, room
 from mailerd.intake.hand_over import Memory as HandOverMemory
 from mailerd.intake.idempotency import Conflict, Idempotency, IdempotencyStore, Replayed
 from mailerd.intake.suppressed import leave_out
@@ -169,6 +169,10 @@ class Submitter:
     def room(self, tenant: str, campaign: str) -> int:
         """How much of such mail of a campaign this worker would keep in memory now."""
         return room(self._memory, tenant, campaign)
+
+    def held(self, tenant: str, campaign: str) -> int:
+        """How much of such mail of a campaign this worker has in memory."""
+        return held(self._memory, tenant, campaign)
 
     def wake(self) -> None:
         """Mail has come into the queue by `submit_within`."""

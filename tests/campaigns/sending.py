@@ -47,7 +47,7 @@ class Shelf:
         self._store = QueueStore(pool)
         self._ids = IdMaker(worker, lambda: int(time.time() * 1000))
         self._clock = clock
-        self._room = room
+        self.capacity = room
         self.full: set[str] = set()  # campaigns whose paths are
 
     def hand_over(self) -> HandOver:
@@ -61,7 +61,10 @@ class Shelf:
         )
 
     def room(self, tenant: str = "", campaign: str = "") -> int:
-        return 0 if campaign in self.full else self._room - len(self.kept)
+        return 0 if campaign in self.full else self.capacity - len(self.kept)
+
+    def held(self, tenant: str = "", campaign: str = "") -> int:
+        return len(self.kept)
 
     def keep(self, message: Message) -> bool:
         if self.room(message.tenant, message.campaign) <= 0:
@@ -80,6 +83,9 @@ class Shelf:
 
     def room_of_campaign(self, flow: str, weight: int) -> int:
         return self.room()
+
+    def held_of_campaign(self, flow: str) -> int:
+        return len(self.kept)
 
 
 class Sending:

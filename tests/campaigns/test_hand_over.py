@@ -209,6 +209,30 @@ async def test_a_hand_over_that_fails_changes_nothing_and_gives_the_memory_back(
     assert sending.shelf.room() == room
 
 
+async def test_who_has_plenty_in_memory_takes_no_turn_for_a_few_rows(sending: Sending) -> None:
+    await sending.contacts(300)
+    campaign = await sending.written(options=FAST)
+    await sending.hand_over()
+    sending.shelf.kept.clear()
+    sending.shelf.capacity = 220
+    await sending.pool.execute("UPDATE campaign_contacts SET waiting = true, status = 0, message_id = NULL")
+    await sending.pool.execute("UPDATE campaign_runs SET next_at = $1, waits = true", sending.clock())
+
+    await sending.handing.step()
+    assert len(sending.shelf.kept) == 200
+    sending.clock.advance(seconds=1)
+    await sending.handing.step()
+    assert len(sending.shelf.kept) == 200  # there is room for 20
+
+    del sending.shelf.kept[:90]
+    async with asyncio.timeout(5):
+        while await sending.handed(campaign) < 300:  # it is looked at again in a moment
+            sending.clock.advance(seconds=1)
+            await sending.handing.step()
+            await asyncio.sleep(0.01)
+    assert len(sending.shelf.kept) == 210
+
+
 async def test_a_campaign_whose_mail_does_not_leave_stops_no_other_and_gets_on_slowly(sending: Sending) -> None:
     ids = await sending.contacts(300)
     stuck, other = await sending.written(options=FAST), await sending.written(options=FAST)

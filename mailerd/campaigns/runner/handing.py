@@ -32,7 +32,7 @@ from mailerd.queue.suppression import CAMPAIGNS, Reason, SuppressionStore, Wante
 log = structlog.get_logger()
 
 SPILL = 100  # rows of a turn for which there is no room in memory, so that the queue has mail of the campaign
-SLOWLY = 0.25  # seconds between such turns: those of others come in between
+SLOWLY = 0.25  # seconds between such turns, and small ones: those of others come in between
 AGAIN = timedelta(seconds=30)  # until the next turn of a campaign whose turn failed
 REASONS = {
     Reason.UNSUBSCRIBE: "unsubscribed",
@@ -48,6 +48,7 @@ class Queue(Protocol):
 
     def hand_over(self) -> HandOver: ...
     def room(self, tenant: str, campaign: str) -> int: ...
+    def held(self, tenant: str, campaign: str) -> int: ...
 
 
 @dataclass(slots=True)
@@ -165,13 +166,16 @@ class Handing:
 
     def _spare(self, turn: Turn) -> int:
         """How many rows this campaign may have now; 0: it is passed over for a moment, and then may have some."""
-        room = self._queue.room(turn.tenant, format_id(CAMPAIGN, turn.campaign_id))
-        if room > 0:
+        campaign = format_id(CAMPAIGN, turn.campaign_id)
+        room = self._queue.room(turn.tenant, campaign)
+        # A turn costs the same for a row as for a batch: one with plenty in memory waits until there is room for many.
+        if room >= self._batch // 2 or room > self._queue.held(turn.tenant, campaign):
             self._slow.pop(turn.campaign_id, None)
         elif self._slow.pop(turn.campaign_id, 0.0):
-            room = SPILL
+            room = room or SPILL
         else:
             self._slow[turn.campaign_id] = time.monotonic() + SLOWLY
+            room = 0
         return room
 
     async def _hand_over(self, connection: Connection, hand: HandOver, only: int | None) -> _Batch:
