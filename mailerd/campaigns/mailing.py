@@ -4,7 +4,7 @@ Who has been erased meanwhile, has left the lists, or has withdrawn consent gets
 relay. What cannot be rendered is withheld from that contact; when it is more than a few, the campaign pauses.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import thread_time
 from typing import Any
@@ -20,7 +20,7 @@ from mailerd.campaigns.tracking.links import tracking_base
 from mailerd.config import Config
 from mailerd.db import Pool
 from mailerd.delivery.personal import Personal
-from mailerd.delivery.rendering import Withheld
+from mailerd.delivery.rendering import Rendered, Withheld
 from mailerd.intake.hand_over import message_id_field
 from mailerd.queue.mail import Message, Recipient
 from mailerd.wire.address import domain_to_ascii
@@ -83,21 +83,31 @@ class CampaignRenderer:
         self._url = (config.http.public_url or "").rstrip("/") if config.http else ""
         self._letterheads: dict[tuple[int, int], _Letterhead] = {}
 
-    async def render(self, message: Message, recipient: Recipient) -> bytes | Withheld:
+    def ahead(self, mails: Sequence[tuple[Message, Recipient]]) -> None:
+        """Read the contacts of these together."""
+        wanted = []
+        for message, _ in mails:
+            campaign_id, version_id, contact_id = map(int, message.render.split(":"))
+            paper = self._letterheads.get((campaign_id, version_id))
+            if paper is not None and paper.edition is self._editions.known(campaign_id, version_id):
+                wanted.append(self._wanted(paper, contact_id, message.tenant))
+        self._readers.ahead(wanted)
+
+    async def render(self, message: Message, recipient: Recipient) -> Rendered | Withheld:
         """The mail as this contact gets it, or why he gets none. May raise what asking the database raises."""
         campaign_id, version_id, contact_id = map(int, message.render.split(":"))
         try:
             paper = await self._letterhead(campaign_id, version_id)
         except NoEditionError as error:
             return Withheld(FAILED, str(error))
-        reader = await self._readers.read(self._wanted(paper, contact_id, message.tenant))
+        reader, asked_at = await self._readers.read_ahead(self._wanted(paper, contact_id, message.tenant))
         if withheld := _withheld(reader):
             return withheld
         assert reader is not None
         outcome = self._outcome(campaign_id)
         outcome.rendered += 1
         try:
-            return self._write(paper, reader, message, recipient)
+            return Rendered(self._write(paper, reader, message, recipient), asked_at)
         except (RenderError, FieldError) as error:
             outcome.failed += 1
             await self._look_at(outcome, campaign_id, message.tenant, str(error))
@@ -114,7 +124,7 @@ class CampaignRenderer:
             paper = await self._letterhead(campaign_id, version_id)
         except NoEditionError as error:
             return Withheld(FAILED, str(error))
-        return _withheld(await self._readers.read(self._wanted(paper, contact_id, message.tenant)))
+        return _withheld((await self._readers.read(self._wanted(paper, contact_id, message.tenant))).reader)
 
     async def _letterhead(self, campaign_id: int, version_id: int) -> _Letterhead:
         edition = self._editions.known(campaign_id, version_id)

@@ -1,7 +1,9 @@
 """The contacts that mails are rendered for, as they stand at that moment: one query for all wanted at a time."""
 
 import asyncio
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +13,8 @@ from mailerd.db import Pool
 AT_ONCE = 200  # contacts of one query
 FEW = 16  # that are worth a query of their own
 GATHER = 0.005  # seconds between queries with fewer
+STALE = 0.06  # seconds: what was read ahead before that would be too old by the time it is sent (`queue.screening`)
+KEPT = 1.0  # seconds that it is kept for
 # As the hand-over asks it (`ledger.TAKE`), for contacts of many campaigns together.
 # Arrays come through a SELECT: a planner that sees their length makes each time a plan of its own, which takes longer
 # than to carry it out.
@@ -67,21 +71,51 @@ class Reader:
     is_over: bool  # the campaign was cancelled or deleted
 
 
+class Answer(NamedTuple):
+    """None: the tenant has no contact of that id. `asked_at`: when the query was sent, of the monotonic clock."""
+
+    reader: Reader | None
+    asked_at: float
+
+
 class ReaderStore:
     """Reads them. What gathers while one query runs makes up the next."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._waiting: list[tuple[Wanted, asyncio.Future[Reader | None]]] = []
+        self._waiting: list[tuple[Wanted, asyncio.Future[Answer]]] = []
+        self._ahead: dict[Wanted, tuple[float, asyncio.Future[Answer]]] = {}  # with when that was, oldest first
         self._running: asyncio.Task[None] | None = None
 
-    async def read(self, wanted: Wanted) -> Reader | None:
-        """That contact as it is now; None: the tenant has none of that id. Raises what asking the database raises."""
-        answer: asyncio.Future[Reader | None] = asyncio.get_running_loop().create_future()
+    def ahead(self, wanted: Sequence[Wanted]) -> None:
+        """Read these: they are asked for by `read_ahead` in a moment."""
+        now = time.monotonic()
+        while self._ahead and (oldest := next(iter(self._ahead.items())))[1][0] < now - KEPT:
+            del self._ahead[oldest[0]]  # it was not sent after all
+        for each in wanted:
+            if each not in self._ahead:
+                self._ahead[each] = now, self._ask(each)
+
+    async def read_ahead(self, wanted: Wanted) -> Answer:
+        """That contact as it was a moment ago, if it has been read ahead, else as `read` does."""
+        _, asked = self._ahead.pop(wanted, (0.0, None))
+        if asked is not None:
+            with suppress(Exception):  # the next one may have more luck
+                answer = await asked
+                if answer.asked_at > time.monotonic() - STALE:
+                    return answer
+        return await self.read(wanted)
+
+    async def read(self, wanted: Wanted) -> Answer:
+        """That contact as it is now. Raises what asking the database raises."""
+        return await self._ask(wanted)
+
+    def _ask(self, wanted: Wanted) -> asyncio.Future[Answer]:
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((wanted, answer))
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name="read contacts")
-        return await answer
+        return answer
 
     async def _run(self) -> None:
         try:
@@ -94,19 +128,21 @@ class ReaderStore:
         finally:
             self._running = None
 
-    async def _answer(self, batch: Sequence[tuple[Wanted, "asyncio.Future[Reader | None]"]]) -> None:
+    async def _answer(self, batch: Sequence[tuple[Wanted, "asyncio.Future[Answer]"]]) -> None:
+        asked_at = time.monotonic()
         try:
             found = await self._read([wanted for wanted, _ in batch])
         except BaseException as error:
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+                    answer.exception()  # who asked ahead may not look
             if not isinstance(error, Exception):
                 raise
             return
         for place, (_, answer) in enumerate(batch):
             if not answer.done():
-                answer.set_result(found.get(place))
+                answer.set_result(Answer(found.get(place), asked_at))
 
     async def _read(self, wanted: Sequence[Wanted]) -> dict[int, Reader]:
         if not wanted:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from typing import Any
 
 import asyncpg
@@ -18,7 +19,7 @@ from mailerd.delivery import consequences
 from mailerd.delivery.identity import FOREIGN, Identity
 from mailerd.delivery.notices import Notice, Notices, delay_is_due, wanted
 from mailerd.delivery.personal import Personal
-from mailerd.delivery.rendering import Renderer, Withheld
+from mailerd.delivery.rendering import Rendered, Renderer, Withheld
 from mailerd.delivery.routing import Route
 from mailerd.delivery.session import Session
 from mailerd.delivery.settler import Settler
@@ -48,10 +49,14 @@ RETURNED = "returned to its sender by the operator of this mail system"
 
 @dataclass(slots=True)
 class Job:
-    """The recipients of one message that go to one site in one transaction."""
+    """The recipients of one message that go to one site in one transaction.
+
+    `asked_at`: when it was asked last, ahead of its turn, whether it may be sent; of the loop's clock.
+    """
 
     message: Message
     recipients: list[Recipient]
+    asked_at: float = -inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,15 @@ class Attempts:
         """What is attempted from now on follows these."""
         self._config = config
         self._identity = identity
+
+    def ahead(self, jobs: Sequence[Job]) -> None:
+        """These are about to be run: what is asked of each right before it leaves is asked now, of all together."""
+        self._suppressions.ahead(
+            [recipient for job in jobs if job.message.credential != FOREIGN for recipient in job.recipients]
+        )
+        mails = [(job.message, job.recipients[0]) for job in jobs if job.message.render and job.message.content is None]
+        if mails:
+            self._renderer.ahead(mails)
 
     async def run(self, session: Session, job: Job, where: Where) -> Sequence[Result] | None:
         """Send the job over the session and settle it; what the host said of each recipient, nothing if not asked.
@@ -358,14 +372,13 @@ class Attempts:
 
     async def _render(self, job: Job) -> bool:
         message, recipient = job.message, job.recipients[0]
-        asked_at = time.monotonic()
         rendered = await self._rendered(message, recipient)
         if isinstance(rendered, Withheld):
             await self._withhold(job, rendered)
             return False
-        message.rendered_at = asked_at
-        message.content = rendered
-        message.eight_bit = not rendered.isascii()
+        message.rendered_at = rendered.asked_at
+        message.content = rendered.content
+        message.eight_bit = not rendered.content.isascii()
         message.signature = None
         return True
 
@@ -389,7 +402,7 @@ class Attempts:
             await self._withhold(job, why)
         return why is None
 
-    async def _rendered(self, message: Message, recipient: Recipient) -> bytes | Withheld:
+    async def _rendered(self, message: Message, recipient: Recipient) -> Rendered | Withheld:
         """What the renderer says, however long the database is away."""
         while True:
             try:

@@ -6,6 +6,7 @@ within `PATIENCE` goes back to the database with the time and the reason.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,6 +45,9 @@ BLOCK_FIRST = 60.0  # seconds that an unreachable destination is left alone
 BLOCK_MOST = 900.0
 TURN = 10  # jobs of a session before another destination of its path may have the connection
 OPEN_AGAIN = 10.0  # seconds until another connection is tried after a host refused one beside those it has
+# Whether mail may be sent is asked about as many as leave in so many seconds: the answer is good for a little longer.
+SOON = 0.03
+MOST_AHEAD = 100
 AFTER_CRASH = timedelta(minutes=5)
 AFTER_SLOW = timedelta(seconds=30)
 OTHERS_WAIT = "others have waited longer for a connection"
@@ -77,6 +81,8 @@ class Destination:
     told_at: float = 0.0  # when we said last that more connections would be of use
     open_after: float = 0.0  # no further connection before
     stuck_until: float = 0.0  # nothing more is taken into memory before; of the loop's clock
+    asked: int = 0  # jobs about which was asked with the one before,
+    asked_at: float = -math.inf  # when
     failures: int = 0  # in a row, to open any session
     blocked_until: datetime | None = None
     blocked_by_policy: bool = False  # mail for which the policy about TLS does not count may go on
@@ -351,6 +357,7 @@ class Sessions:
         if most is not None and len(job.recipients) > most:  # RFC 9422: the host takes fewer
             destination.line.push_back(Job(job.message, job.recipients[most:]))
             job = Job(job.message, job.recipients[:most])
+        self._look_ahead(destination, job)
         try:
             results = await self._attempts.run(session, job, where)
         except SlowDatabaseError as error:
@@ -362,6 +369,20 @@ class Sessions:
             destination.line.push_back(job)
         elif results:
             self._traffic.lessons.note(path, results, session.sent)
+
+    def _look_ahead(self, destination: Destination, job: Job) -> None:
+        """Unless this was asked about with those before it, ask now, and about those that leave soon as well."""
+        now = asyncio.get_running_loop().time()
+        if job.asked_at > now - 2 * SOON:
+            return
+        took = max(now - destination.asked_at, 0.001)
+        destination.asked_at = now
+        most = min(MOST_AHEAD, int((destination.asked + 1) * SOON / took))
+        jobs = [job, *(destination.line.upcoming(most) if most and destination.line else ())]
+        destination.asked = len(jobs) - 1
+        for each in jobs:
+            each.asked_at = now
+        self._attempts.ahead(jobs)
 
     def _yields(self, destination: Destination, jobs: int) -> bool:
         """Is this connection wanted more urgently elsewhere, or one too many by now?"""

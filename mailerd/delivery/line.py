@@ -10,6 +10,7 @@ out as many turns.
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 from mailerd.delivery.attempt import Job
@@ -120,6 +121,16 @@ class Line:
         """The first job of each flow, in the order in which they may be taken. Take one at most, then ask again."""
         for flow in self._flows():
             yield flow.content[0]
+
+    def upcoming(self, most: int) -> list[Job]:
+        """About those that are taken next."""
+        found: list[Job] = []
+        for flow in self._flows():
+            turn = most if len(flow.content) == self._length else QUANTUM
+            found += islice(flow.content, min(turn, most - len(found)))
+            if len(found) == most:
+                break
+        return found
 
     def take(self, job: Job) -> Job:
         """Take one of `heads()` out of the line."""

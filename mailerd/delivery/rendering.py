@@ -4,6 +4,7 @@ A message with a `render` reference has one recipient and no content of its own.
 for each attempt, so a retry says what holds then.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from mailerd.queue.mail import Message, Recipient
@@ -16,11 +17,22 @@ class Withheld(NamedTuple):
     detail: str
 
 
+class Rendered(NamedTuple):
+    """The RFC 5322 bytes with CRLF lines, and since when it is known that they may be sent, of the monotonic clock."""
+
+    content: bytes
+    asked_at: float
+
+
 class Renderer(Protocol):
     """Makes content."""
 
-    async def render(self, message: Message, recipient: Recipient) -> bytes | Withheld:
-        """The RFC 5322 bytes with CRLF lines, or why there are none. May raise what asking the database raises."""
+    def ahead(self, mails: Sequence[tuple[Message, Recipient]]) -> None:
+        """These are about to be rendered: what is asked for each may be asked for all together."""
+        ...
+
+    async def render(self, message: Message, recipient: Recipient) -> Rendered | Withheld:
+        """The mail, or why there is none. May raise what asking the database raises."""
         ...
 
     async def still(self, message: Message, recipient: Recipient) -> Withheld | None:
@@ -31,7 +43,9 @@ class Renderer(Protocol):
 class NoRenderer:
     """Of a relay that nobody has given one: such mail waits for a worker that has."""
 
-    async def render(self, message: Message, recipient: Recipient) -> bytes | Withheld:
+    def ahead(self, mails: Sequence[tuple[Message, Recipient]]) -> None: ...
+
+    async def render(self, message: Message, recipient: Recipient) -> Rendered | Withheld:
         raise LookupError(f"nobody here renders {message.render}")
 
     async def still(self, message: Message, recipient: Recipient) -> Withheld | None:

@@ -78,6 +78,7 @@ class Suppressions:
         self._monotonic = monotonic
         self._waiting: list[_Question] = []
         self._running: asyncio.Task[None] | None = None
+        self._ahead: dict[Recipient, asyncio.Future[tuple[float, list[Suppression | None]]]] = {}  # asked and not told
         self._told = -math.inf
 
     def cleared(self, recipients: Iterable[Recipient]) -> bool:
@@ -102,6 +103,10 @@ class Suppressions:
         """
         if self.cleared(recipients):
             return []
+        if self._ahead and (asked := {self._ahead[each] for each in recipients if each in self._ahead}):
+            await asyncio.wait(asked)
+            if self.cleared(recipients):
+                return []
         begun, pause = self._monotonic(), ASK_AFTER
         while not (found := await self.screen(recipients)) and not self.cleared(recipients):
             if self._monotonic() > begun + ASK_FOR:
@@ -109,6 +114,28 @@ class Suppressions:
             await asyncio.sleep(pause)
             pause = min(2 * pause, ASK_AFTER_MOST)
         return found
+
+    def ahead(self, recipients: Sequence[Recipient]) -> None:
+        """Ask for these, who are about to be mailed, so that `clear` finds the answer; of some 100 at most.
+
+        Who is suppressed, or cannot be asked for now, is asked for again in his turn.
+        """
+        asked = [each for each in recipients[:AT_ONCE] if each not in self._ahead and not self.cleared((each,))]
+        if not asked:
+            return
+        answered = self._ask([_wanted(each.address, each.message) for each in asked])
+        self._ahead |= dict.fromkeys(asked, answered)
+
+        def tell(answered: "asyncio.Future[tuple[float, list[Suppression | None]]]") -> None:
+            for each in asked:
+                del self._ahead[each]
+            if answered.cancelled() or answered.exception() is not None:
+                return
+            asked_at, answers = answered.result()
+            for recipient, suppression in zip(asked, answers, strict=True):
+                recipient.cleared = asked_at if suppression is None else -math.inf
+
+        answered.add_done_callback(tell)
 
     async def screen(self, recipients: Sequence[Recipient]) -> list[Suppressed]:
         """Those that must not be mailed; the others are cleared from the begin of the query on.

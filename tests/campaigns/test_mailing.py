@@ -17,7 +17,7 @@ from mailerd.campaigns.audience import Audience
 from mailerd.campaigns.mailing import FAILURES, CampaignRenderer
 from mailerd.campaigns.values import Options
 from mailerd.config import Config, Http, SendingDomain, Tenant
-from mailerd.delivery.rendering import Withheld
+from mailerd.delivery.rendering import Rendered, Withheld
 from mailerd.queue.mail import Message
 from mailerd.wire.compose import Address, text_field
 from mailerd.wire.preferences import PURPOSE, Preferences, read_preferences
@@ -52,7 +52,8 @@ class Desk:
         return self.sending.shelf.kept
 
     async def render(self, message: Message) -> bytes | Withheld:
-        return await self.renderer.render(message, message.recipients[0])
+        rendered = await self.renderer.render(message, message.recipients[0])
+        return rendered.content if isinstance(rendered, Rendered) else rendered
 
     async def mail(self, **campaign: Any) -> tuple[Message, EmailMessage, bytes]:
         """Of the one contact that there is."""

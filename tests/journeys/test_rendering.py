@@ -1,13 +1,15 @@
 """Mail that is rendered right before it is sent: handed over in somebody's transaction, and what is left of it."""
 
 import asyncio
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from mailerd.config import Campaigns, Delivery, Duration
-from mailerd.delivery.rendering import Withheld
+from mailerd.delivery.rendering import Rendered, Withheld
 from mailerd.errors import Refused
 from mailerd.intake.hand_over import Deferred
 from mailerd.queue import journal
@@ -22,16 +24,21 @@ class Rendering:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.announced: list[str] = []
         self.withheld: dict[str, Withheld] = {}
         self.rendered = asyncio.Event()
 
-    async def render(self, message: Message, recipient: Recipient) -> bytes | Withheld:
+    def ahead(self, mails: Sequence[tuple[Message, Recipient]]) -> None:
+        self.announced += [message.render for message, _ in mails]
+
+    async def render(self, message: Message, recipient: Recipient) -> Rendered | Withheld:
         self.asked.append(message.render)
         if message.render in self.withheld:
             return self.withheld[message.render]
         self.rendered.set()
         text = f"{message.render} to {recipient.address}, number {len(self.asked)}"
-        return f"From: ann@sender.example\r\nSubject: {text}\r\n\r\n{text}\r\n".encode()
+        content = f"From: ann@sender.example\r\nSubject: {text}\r\n\r\n{text}\r\n".encode()
+        return Rendered(content, time.monotonic())
 
     async def still(self, message: Message, recipient: Recipient) -> Withheld | None:
         return self.withheld.get(message.render)

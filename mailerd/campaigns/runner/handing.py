@@ -153,9 +153,10 @@ class Handing:
                 await self._runs.put_off(campaign_id, self._clock(), AGAIN)
 
     @property
-    def slow(self) -> bool:
-        """Are there campaigns that are due and passed over for a moment?"""
-        return any(until > time.monotonic() for until in self._slow.values())
+    def slow_for(self) -> float:
+        """Seconds until one has a turn that is passed over for a moment; 0: there is none."""
+        now = time.monotonic()
+        return min((until - now for until in self._slow.values() if until > now), default=0.0)
 
     def _slow_down(self, hand: HandOver, batch: _Batch) -> None:
         """Fewer turns to those of whose mail this worker did not keep half: it would only wait in the database."""

@@ -19,7 +19,6 @@ from mailerd.queue.commit import LOST
 log = structlog.get_logger()
 
 POLL = 0.5  # seconds between looks when nobody wakes us
-SLOW = 0.05  # the same when some have no room: they are passed over for a moment
 TAKEN = 0.02  # until the next look when others have all whose turn it is
 SET_RIGHT = 10.0  # between looks for what a clock that was ahead has put off
 AT_IT = 0.1  # until the next look at what others are writing
@@ -102,7 +101,7 @@ class Runner:
             return POLL
         if (seconds := (work.turn_at - self._clock()).total_seconds()) > 0:
             return min(seconds, POLL)
-        return SLOW if self._handing.slow else TAKEN
+        return max(TAKEN, self._handing.slow_for)
 
     async def _step(self) -> bool:
         try:
