@@ -6,7 +6,7 @@ relay. What cannot be rendered is withheld from that contact; when it is more th
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import thread_time
+from time import monotonic, thread_time
 from typing import Any
 
 import structlog
@@ -15,6 +15,7 @@ from mailerd.campaigns import mime
 from mailerd.campaigns.edition import Edition, Editions, NoEditionError
 from mailerd.campaigns.readers import Reader, ReaderStore, Wanted
 from mailerd.campaigns.templates.contexts import of_person
+from mailerd.campaigns.templates.sandbox import MOST_TIME
 from mailerd.campaigns.templates.values import RenderError
 from mailerd.campaigns.tracking.links import tracking_base
 from mailerd.config import Config
@@ -28,7 +29,7 @@ from mailerd.wire.compose import Address, FieldError, text_field
 from mailerd.wire.message import format_date
 from mailerd.wire.preferences import PURPOSE, Preferences
 from mailerd.wire.tokens import Tokens
-from mailerd.wire.tracking import Tracking, is_target
+from mailerd.wire.tracking import Target, Tracking, is_target
 
 log = structlog.get_logger()
 
@@ -57,6 +58,7 @@ class _Letterhead:
     tracking: str  # the base of tracked links; "": nothing is tracked
     consent: bool
     tags: bool
+    targets: Mapping[int, Target]  # of its links, by slot
 
 
 class CampaignRenderer:
@@ -165,6 +167,7 @@ class CampaignRenderer:
             tracking_base(self._config, domain),
             tenant is not None and tenant.consent == "required",
             any(name.startswith("contact.tags") or name == "contact" for name in edition.prepared.compiled.used),
+            {slot: Target.of(slot, url) for slot, url in edition.prepared.fixed if is_target(url)},
         )
 
     def _write(self, paper: _Letterhead, reader: Reader, message: Message, recipient: Recipient) -> bytes:
@@ -181,11 +184,13 @@ class CampaignRenderer:
         pixel = ""
         if base and options.track_opens:
             pixel = f"{base}/o/{self._tracking.open_token(message.id, campaign_id, reader.person.id)}"
-        rendered = edition.prepared.render(
+        tracks = bool(base) and options.track_clicks
+        rendered = edition.prepared.write(
             self._context(paper, reader, message, recipient),
-            link=link if base and options.track_clicks else None,
+            link=link if tracks else None,
+            fixed=self._fixed(paper, reader, message) if tracks else None,
             pixel=pixel,
-            clock=thread_time,
+            clock=_Clock(),
         )
         return mime.mail(
             paper.head,
@@ -196,6 +201,12 @@ class CampaignRenderer:
             html=rendered.html,
             text=rendered.text,
         )
+
+    def _fixed(self, paper: _Letterhead, reader: Reader, message: Message) -> dict[int, str]:
+        """The tracked URLs of the links that are the same for all."""
+        campaign_id, base = paper.edition.campaign.id, paper.tracking
+        tokens = self._tracking.click_tokens(message.id, campaign_id, reader.person.id, paper.targets.values())
+        return {slot: f"{base}/c/{token}" for slot, token in zip(paper.targets, tokens, strict=True)}
 
     def _context(self, paper: _Letterhead, reader: Reader, message: Message, recipient: Recipient) -> dict[str, Any]:
         preferences = Preferences(message.tenant, reader.person.id, message.campaign, message.id)
@@ -223,6 +234,26 @@ class CampaignRenderer:
         log.warning("campaign.render_failures", campaign=campaign_id, failed=failed, of=rendered)
         reason = f"{failed} of {rendered} mails could not be rendered, the last one: {error}"[:500]
         await self._pause(campaign_id, tenant, reason)
+
+
+class _Clock:
+    """Seconds of processor time of this thread, but none for as long as hardly any time at all has gone by.
+
+    To ask for it is a system call, at which a kernel with others to run likes to switch to them.
+    """
+
+    __slots__ = ("_begun", "_from")
+
+    def __init__(self) -> None:
+        self._begun = monotonic()
+        self._from: float | None = None
+
+    def __call__(self) -> float:
+        if self._from is None:
+            if monotonic() < self._begun + MOST_TIME:
+                return 0.0
+            self._from = thread_time()
+        return thread_time() - self._from
 
 
 def _withheld(reader: Reader | None) -> Withheld | None:

@@ -8,10 +8,10 @@ from binascii import b2a_qp
 from hashlib import blake2b
 from typing import NamedTuple
 
+from mailerd.campaigns.templates.pieces import Body
 from mailerd.wire.compose import Address, address_field, text_field
 from mailerd.wire.message import MAX_LINE
 
-BARE = re.compile(r"\r\n?")
 NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
@@ -39,7 +39,7 @@ def to_field(address: str, name: str) -> bytes:
     return address_field("To", Address(address, NAME.sub(" ", name).strip()[:100]))
 
 
-def mail(head: Head, to: bytes, subject: bytes, date: str, message_id: str, *, html: str, text: str) -> bytes:
+def mail(head: Head, to: bytes, subject: bytes, date: str, message_id: str, *, html: Body, text: Body) -> bytes:
     """All of it: text and HTML as alternatives, in UTF-8. `to` and `subject` are whole fields."""
     plain, rich = _part("plain", text), _part("html", html)
     boundary = b"=_" + blake2b(message_id.encode(), digest_size=15).hexdigest().encode()
@@ -69,18 +69,14 @@ def mail(head: Head, to: bytes, subject: bytes, date: str, message_id: str, *, h
     )
 
 
-def _part(subtype: str, content: str) -> tuple[bytes, bytes]:
+def _part(subtype: str, body: Body) -> tuple[bytes, bytes]:
     """What follows the boundary: header and body; quoted-printable where a line is too long (RFC 5322 2.1.1)."""
-    if "\r" in content:
-        content = BARE.sub("\n", content)
-    body = content.encode("utf-8", "replace").replace(b"\n", b"\r\n")
-    if not body.endswith(b"\r\n"):
-        body += b"\r\n"
-    if max(map(len, body.split(b"\n"))) > MAX_LINE + 1:  # with its CR
-        encoding, body = b"quoted-printable", b2a_qp(body, istext=True)
-    elif body.isascii():
+    content, outline = body
+    if max(map(len, outline.split(b"\n"))) > MAX_LINE + 1:  # with its CR
+        encoding, content = b"quoted-printable", b2a_qp(content, istext=True)
+    elif outline.isascii():
         encoding = b"7bit"
     else:
         encoding = b"8bit"
     head = b"\r\nContent-Type: text/%s; charset=utf-8\r\nContent-Transfer-Encoding: %s\r\n\r\n"
-    return head % (subtype.encode(), encoding), body
+    return head % (subtype.encode(), encoding), content

@@ -9,6 +9,7 @@ import hmac
 import re
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import NamedTuple
 from urllib.parse import quote
@@ -75,6 +76,19 @@ def _ascii_host(host: str) -> str:
         return host
 
 
+class Target(bytes):
+    """A link of a template and where it leads, checked and written once for all mails that have it."""
+
+    @classmethod
+    def of(cls, link: int, url: str) -> "Target":
+        """Raises ValueError where `is_target(url)` does not hold."""
+        if not is_target(url):
+            raise ValueError(f"a tracked link cannot lead to {url[:80]!r}")
+        if not 0 <= link <= MAX_LINK:
+            raise ValueError(f"{link} is not the number of a link")
+        return cls(LINK.pack(link) + url.encode())
+
+
 class Tracking:
     """Makes and reads the tokens under the installation's secret."""
 
@@ -88,11 +102,12 @@ class Tracking:
 
     def click_token(self, message_id: int, campaign_id: int, contact_id: int, link: int, url: str) -> str:
         """The same and four thirds of the URL's bytes. Raises ValueError where `is_target(url)` does not hold."""
-        if not is_target(url):
-            raise ValueError(f"a tracked link cannot lead to {url[:80]!r}")
-        if not 0 <= link <= MAX_LINK:
-            raise ValueError(f"{link} is not the number of a link")
-        return self._clicks.make(_ids(message_id, campaign_id, contact_id) + LINK.pack(link) + url.encode())
+        return self._clicks.make(_ids(message_id, campaign_id, contact_id) + Target.of(link, url))
+
+    def click_tokens(self, message_id: int, campaign_id: int, contact_id: int, targets: Iterable[Target]) -> list[str]:
+        """The tokens of many links of one mail."""
+        ids, make = _ids(message_id, campaign_id, contact_id), self._clicks.make
+        return [make(ids + target) for target in targets]
 
     def read_open(self, text: str) -> Open | None:
         """What `open_token` was given; None for what it did not make, whatever that is."""

@@ -15,6 +15,7 @@ import pytest
 from mailerd.campaigns import mailing, mime
 from mailerd.campaigns.audience import Audience
 from mailerd.campaigns.mailing import FAILURES, CampaignRenderer
+from mailerd.campaigns.templates.pieces import body_of
 from mailerd.campaigns.values import Options
 from mailerd.config import Config, Http, SendingDomain, Tenant
 from mailerd.delivery.rendering import Rendered, Withheld
@@ -262,8 +263,8 @@ def test_content_goes_out_as_it_is_unless_a_line_is_too_long(text: str, encoding
         text_field("Subject", "s"),
         "Mon, 07 Jun 2027 12:00:00 +0000",
         "<a@b>",
-        html=text,
-        text=text,
+        html=body_of(text),
+        text=body_of(text),
     )
 
     assert max(map(len, content.split(b"\r\n"))) <= 998

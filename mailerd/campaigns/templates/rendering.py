@@ -4,13 +4,14 @@ import re
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from jinja2 import Template
+from jinja2 import Template, nodes
 from markupsafe import Markup, escape
 
 from mailerd.campaigns.templates import checking
 from mailerd.campaigns.templates.languages import HTML, TEXT
+from mailerd.campaigns.templates.pieces import PIXEL, Body, Gathered, Pieces, slot_of, slotted
 from mailerd.campaigns.templates.sandbox import MAX_OUTPUT, MOST_TIME, Clock, Language, LinkFor, Rendering
 from mailerd.campaigns.templates.slots import is_off
 from mailerd.campaigns.templates.values import CompiledTemplate, RenderedMail, RenderError, TemplateError
@@ -22,6 +23,14 @@ CACHED_BYTES = 64_000_000
 BYTES_PER_SOURCE = 6  # how much larger a prepared template is than its sources
 
 
+class Written(NamedTuple):
+    """One mail, ready to be put together. The subject is one line without control characters."""
+
+    subject: str
+    html: Body
+    text: Body
+
+
 class Prepared:
     """A compiled template as code. Making one takes milliseconds; rendering it changes nothing in it.
 
@@ -30,11 +39,12 @@ class Prepared:
 
     def __init__(self, compiled: CompiledTemplate) -> None:
         self.compiled = compiled
-        self._subject = _code(TEXT, compiled.subject, "/subject")
-        self._html = _code(HTML, compiled.html, "/html_content", internal=True)
-        self._text = _code(TEXT, compiled.text, "/text_content", internal=True)
-        self._track = _code(TEXT, compiled.track, "/html_content") if compiled.track else None
-        self._fixed = [(link.link, f"_l{link.link}", link.url) for link in compiled.links if not link.dynamic]
+        self.fixed = [(link.link, link.url) for link in compiled.links if not link.dynamic]
+        slots = frozenset([PIXEL, *(slot for slot, _ in self.fixed)])
+        self._subject = _Code(TEXT, compiled.subject, "/subject")
+        self._html = _Code(HTML, compiled.html, "/html_content", slots)
+        self._text = _Code(TEXT, compiled.text, "/text_content", slots)
+        self._track = _Code(TEXT, compiled.track, "/html_content") if compiled.track else None
         self._required = [(name, tuple(name.split("."))) for name in compiled.required]
         self.size = BYTES_PER_SOURCE * (len(compiled.html) + len(compiled.text) + len(compiled.subject))
 
@@ -57,44 +67,56 @@ class Prepared:
         """
         if not lenient:
             self._check_required(context)
+        fixed = None if link is None else {slot: link(slot, url) or url for slot, url in self.fixed}
+        subject, html, text = self._render(context, link, fixed, pixel, missing, clock)
+        return RenderedMail(subject, html.text(), text.text())
+
+    def write(
+        self,
+        context: Mapping[str, Any],
+        *,
+        link: LinkFor | None = None,
+        fixed: Mapping[int, str] | None = None,
+        pixel: str = "",
+        clock: Clock | None = None,
+    ) -> Written:
+        """The same as bytes, for who writes to many. `fixed` are the tracked URLs of those in `self.fixed`, by slot."""
+        self._check_required(context)
+        subject, html, text = self._render(context, link, fixed, pixel, None, clock)
+        return Written(subject, html.body(), text.body())
+
+    def _render(
+        self,
+        context: Mapping[str, Any],
+        link: LinkFor | None,
+        fixed: Mapping[int, str] | None,
+        pixel: str,
+        missing: list[str] | None,
+        clock: Clock | None,
+    ) -> tuple[str, Gathered, Gathered]:
+        until = 0.0 if clock is None else clock() + MOST_TIME
+
+        def output(code: _Code, values: Mapping[int, str]) -> Gathered:
+            rendering = Rendering(code.language, {**context, **code.variables(values)}, None, {})
+            rendering.link, rendering.clock, rendering.until = link, clock, until
+            return code.run(rendering, values, missing)
+
         try:
-            return self._render(context, link, pixel, missing, clock)
+            if self._track is not None and is_off(output(self._track, {}).text()):
+                link, fixed, pixel = None, None, ""
+            plain: dict[int, str] = {**dict(self.fixed), **(fixed or {}), PIXEL: ""}
+            marked: dict[int, str] = {slot: escape(url) for slot, url in plain.items()}
+            marked[PIXEL] = _pixel(pixel)
+            subject = one_line(output(self._subject, plain).text())
+            if not subject:
+                raise RenderError("empty_subject", "The subject is empty.")
+            return subject, output(self._html, marked), output(self._text, plain)
         except RenderError:
             raise
         except RecursionError:
             raise RenderError("render_failed", "A value is nested too deeply.") from None
         except Exception as error:  # of a filter that got what it is not for; the template's fault, not ours
             raise RenderError("render_failed", f"{type(error).__name__}: {error}"[:300]) from None
-
-    def _render(
-        self,
-        context: Mapping[str, Any],
-        link: LinkFor | None,
-        pixel: str,
-        missing: list[str] | None,
-        clock: Clock | None,
-    ) -> RenderedMail:
-        plain, marked = dict(context), dict(context)
-        until = 0.0 if clock is None else clock() + MOST_TIME
-
-        def output(template: Template, language: Language, variables: dict[str, Any]) -> str:
-            rendering = Rendering(language, variables, None, {})
-            rendering.link, rendering.clock, rendering.until = link, clock, until
-            return _output(template, rendering, missing)
-
-        if self._track is not None and is_off(output(self._track, TEXT, plain)):
-            link, pixel = None, ""
-        for slot, name, url in self._fixed:
-            tracked = (link(slot, url) if link is not None else None) or url
-            plain[name] = tracked
-            marked[name] = escape(tracked)
-        marked["_pixel"] = _pixel(pixel)
-        subject = one_line(output(self._subject, TEXT, plain))
-        if not subject:
-            raise RenderError("empty_subject", "The subject is empty.")
-        html = output(self._html, HTML, marked)
-        text = output(self._text, TEXT, plain)
-        return RenderedMail(subject, html, text)
 
     def _check_required(self, context: Mapping[str, Any]) -> None:
         absent = [name for name, path in self._required if is_missing(context, path)]
@@ -110,24 +132,32 @@ def is_missing(context: Mapping[str, Any], path: tuple[str, ...]) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
 
 
-def _code(language: Language, source: str, pointer: str, *, internal: bool = False) -> Template:
-    found = checking.check(language, source, pointer, internal=internal)
-    if found.tree is None or found.problems:
-        raise TemplateError(found.problems)
-    return Template.from_code(language, language.compile(checking.bind(found.tree, language)), {})
+class _Code:
+    """One source as code. `slots` is given for one that compiling has been through."""
 
+    def __init__(self, language: Language, source: str, pointer: str, slots: frozenset[int] | None = None) -> None:
+        found = checking.check(language, source, pointer, internal=slots is not None)
+        if found.tree is None or found.problems:
+            raise TemplateError(found.problems)
+        tree = slotted(checking.bind(found.tree, language), slots or ())
+        # Links within what is a value first, such as {% set %}, are variables.
+        names = {node.name for node in tree.find_all(nodes.Name)}
+        self._names = [(name, slot) for name in names if (slot := slot_of(name)) is not None]
+        code = language.compile(tree)
+        self.language = language
+        self._pieces = Pieces(code)
+        self._run = Template.from_code(language, code, {}).root_render_func
 
-def _output(template: Template, context: Rendering, missing: list[str] | None) -> str:
-    parts: list[str] = []
-    size = 0
-    for part in template.root_render_func(context):
-        size += len(part)
-        if size > MAX_OUTPUT:
+    def variables(self, values: Mapping[int, str]) -> dict[str, str]:
+        return {name: values[slot] for name, slot in self._names if slot in values}
+
+    def run(self, rendering: Rendering, values: Mapping[int, str], missing: list[str] | None) -> Gathered:
+        gathered = self._pieces.gather(self._run(rendering), values, MAX_OUTPUT)
+        if gathered is None:
             raise RenderError("output_too_large", f"A part of the mail has more than {MAX_OUTPUT:,} characters.")
-        parts.append(part)
-    if missing is not None:
-        missing += [name for name in context.missing if name not in missing]
-    return "".join(parts)
+        if missing is not None:
+            missing += [name for name in rendering.missing if name not in missing]
+        return gathered
 
 
 def _pixel(url: str) -> Markup:

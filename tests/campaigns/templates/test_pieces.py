@@ -1,0 +1,61 @@
+"""What goes out as bytes is what is rendered as text, whatever stands in the template and in the contact."""
+
+import pytest
+
+from mailerd.campaigns.templates.compiling import compile_template
+from mailerd.campaigns.templates.contexts import SAMPLE
+from mailerd.campaigns.templates.pieces import body_of
+from mailerd.campaigns.templates.rendering import Prepared
+from mailerd.campaigns.templates.values import RenderError
+from mailerd.wire.message import MAX_LINE
+
+LINKS = (
+    '<p>{{ contact.first_name }}\n<a href="https://a.example/?x=1&amp;y=2">100 % a</a>\n<a href="https://b.example/">b</a>\n'
+    "line\nline\n{% for n in range(3) %}<a href='https://a.example/?x=1&amp;y=2'>{{ n }}</a>{% endfor %}\n"
+    '{% set block %}<a href="https://b.example/">in it</a>{% endset %}{{ block }}'
+    '<a href="https://c.example/{{ contact.first_name }}">c</a>\n</p>'
+)
+HTML = [
+    LINKS,
+    "<p>{{ contact.first_name }}",
+    "<p>ö\nü\ne {{ contact.first_name }}\n%s %b\n",
+    "<p>" + "x\n" * 5 + "y" * 1_200,
+]
+NAMES = ["Ann", "Zoë", "a\nb", "a\rb\r", "\r", "<b>&", "", "x" * 1_100, "%s", "\0", "\ud800"]
+
+
+def prepared(html: str) -> Prepared:
+    return Prepared(compile_template("Hello", f"<html><body>{html}</body></html>", "", "html", []))
+
+
+def track(slot: int, url: str) -> str:
+    return f"https://t.example/c/{slot}?a&b"
+
+
+@pytest.mark.parametrize("html", HTML)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tracked", [True, False])
+def test_bytes_are_what_the_text_is(html: str, name: str, tracked: bool) -> None:
+    made = prepared(html)
+    context = SAMPLE | {"contact": SAMPLE["contact"] | {"first_name": name}}
+    link = track if tracked else None
+    fixed = {slot: track(slot, url) for slot, url in made.fixed} if tracked else None
+
+    text = made.render(context, link=link, pixel="https://t.example/o/1")
+    mail = made.write(context, link=link, fixed=fixed, pixel="https://t.example/o/1")
+
+    assert mail.subject == text.subject
+    for body, expected in ((mail.html, text.html), (mail.text, text.text)):
+        assert body.content == body_of(expected).content
+        lengths = [max(map(len, part.split(b"\n"))) for part in body]
+        assert lengths[0] == lengths[1] or max(lengths) <= MAX_LINE + 1
+        assert body.content.isascii() == body.outline.isascii()
+    assert "{{" not in text.html
+    assert "\0" not in text.html.replace(name, "")
+
+
+def test_links_of_many_rounds_of_a_loop_count_as_output() -> None:
+    html = '{% for n in range(900) %}{% for m in range(9) %}<a href="https://a.example/">a</a>{% endfor %}{% endfor %}'
+    made = prepared(html)
+    with pytest.raises(RenderError, match="characters"):
+        made.write(SAMPLE, fixed={1: "https://t.example/c/" + "x" * 2_000})
