@@ -4,6 +4,7 @@ import asyncio
 import email
 import email.policy
 import re
+import time
 from collections.abc import AsyncIterator
 from email.message import EmailMessage
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mailerd.campaigns import mailing, mime
+from mailerd.campaigns import mailing, mime, readers
 from mailerd.campaigns.audience import Audience
 from mailerd.campaigns.mailing import FAILURES, CampaignRenderer
 from mailerd.campaigns.templates.pieces import body_of
@@ -296,3 +297,25 @@ async def test_only_of_so_many_campaigns_it_is_remembered_how_they_fare(
         assert isinstance(await desk.render(message), bytes)
 
     assert len(desk.renderer._outcomes) == 2
+
+
+async def test_contacts_that_are_read_ahead_are_as_they_were_when_asked_and_not_for_long(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.sending.contacts(3)
+    messages = await desk.handed_over()
+    for message in messages:  # the edition is known from now on
+        assert isinstance(await desk.render(message), bytes)
+
+    begun = time.monotonic()
+    desk.renderer.ahead([(message, message.recipients[0]) for message in messages])
+    rendered = [await desk.renderer.render(message, message.recipients[0]) for message in messages]
+    times = {each.asked_at for each in rendered if isinstance(each, Rendered)}
+    assert len(times) == 1
+    assert begun <= times.pop() <= time.monotonic()
+
+    monkeypatch.setattr(readers, "STALE", 0.0)
+    desk.renderer.ahead([(message, message.recipients[0]) for message in messages])
+    await desk.sending.pool.execute("DELETE FROM contacts")
+    for message in messages:
+        assert await desk.render(message) == Withheld("erased", "the contact is not there any more")

@@ -157,3 +157,18 @@ def test_nothing_is_lost_or_doubled_and_each_flow_keeps_its_order(actions: list[
     assert sorted(map(id, left)) == sorted(id(each) for jobs in waiting.values() for each in jobs)
     assert len(line) == 0
     assert list(line.heads()) == []
+
+
+def test_the_next_of_one_flow_are_upcoming_in_their_order_and_of_several_a_turn_of_each() -> None:
+    line = Line()
+    jobs = [job("one", id_=n) for n in range(30)]
+    for each in jobs:
+        line.push(each)
+    assert line.upcoming(20) == jobs[:20]
+    assert line.upcoming(100) == jobs
+
+    other = job("two", id_=99)
+    line.push(other)
+    assert line.upcoming(100) == [*jobs[:QUANTUM], other]
+    assert line.upcoming(3) == jobs[:3]
+    assert Line().upcoming(3) == []

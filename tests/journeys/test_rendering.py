@@ -255,3 +255,12 @@ async def test_a_campaign_to_silent_hosts_leaves_room_for_another(mx, dns, tmp_p
 
         assert 0 < on.relay.dispatcher.recipients_in_hand <= 50
         assert on.relay.submitter.room("default", "cmp_3") > 0
+
+
+async def test_what_waits_behind_a_mail_is_announced_to_the_renderer_before_its_turn(relay, mx, rendering):
+    ids = await hand_over(relay, *[deferred(f"c{n}@example.net", f"1:2:{n}") for n in range(60)])
+    await relay.settled()
+
+    assert len(mx.delivered) == len(ids)
+    assert set(rendering.announced) == {f"1:2:{n}" for n in range(60)}
+    assert sorted(rendering.asked) == sorted(set(rendering.announced))

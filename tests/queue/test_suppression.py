@@ -423,3 +423,28 @@ async def test_whoever_left_campaigns_is_asked_for_before_those_of_any_stream(po
     assert await asking.screen(message.recipients) == []
     message.render = "1:2:3"
     assert [each.recipient for each in await asking.screen(message.recipients)] == message.recipients
+
+
+async def test_who_is_asked_for_ahead_is_not_asked_for_again_unless_he_is_suppressed_or_it_is_long_ago(
+    pool: Pool,
+) -> None:
+    time = 100.0
+    store = CountingStore(pool)
+    await store.add([entry("user1@example.net")])
+    asking = Suppressions(store, lambda: NOW, monotonic=lambda: time)
+    message = mail(tenant="acme")
+    message.recipients = recipients = [
+        Recipient(message, n, f"user{n}@example.net", "example.net", NOW, NOW) for n in range(3)
+    ]
+
+    asking.ahead(recipients)
+    asking.ahead(recipients)
+    found = await asyncio.gather(*(asking.clear([each]) for each in recipients))
+    assert [[each.recipient for each in one] for one in found] == [[], [recipients[1]], []]
+    assert store.sizes == [3, 1]
+
+    assert await asking.clear([recipients[0]]) == []
+    assert store.sizes == [3, 1]
+    time += FRESH + 0.001
+    assert await asking.clear([recipients[0]]) == []
+    assert store.sizes == [3, 1, 1]
