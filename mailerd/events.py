@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from mailerd.db.arrays import rows, unnested
+
 COLUMNS = "at, type, message_id, n, address, tenant, data, stream, campaign"
 TYPES = ("timestamptz", "text", "bigint", "int", "text", "text", "jsonb", "text", "text")
 
@@ -86,9 +88,8 @@ class Follower(NamedTuple):
 
 
 def rows_sql(first: int) -> str:
-    """SQL for the rows of `parameters()`, whose first placeholder is `$first`."""
-    arrays = ", ".join(f"${first + offset}::{type_}[]" for offset, type_ in enumerate(TYPES))
-    return f"unnest({arrays}) AS event ({COLUMNS})"
+    """SQL for the rows of `parameters()`, whose first placeholder is `$first`; see `db.rows`."""
+    return f"{rows(COLUMNS, TYPES, first=first)} AS event"
 
 
 def parameters(events: Sequence[Event]) -> tuple[list[Any], ...]:
@@ -106,7 +107,7 @@ def parameters(events: Sequence[Event]) -> tuple[list[Any], ...]:
     )
 
 
-APPEND = f"INSERT INTO events ({COLUMNS}) SELECT * FROM {rows_sql(1)}"
+APPEND = f"INSERT INTO events ({COLUMNS}) SELECT {unnested(TYPES)}"
 
 OF_MESSAGE = f"""
     SELECT {COLUMNS} FROM events

@@ -3,7 +3,7 @@
 Every statement here is one round trip for many messages: what waits while one transaction runs goes into the next.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,8 +13,10 @@ import structlog
 
 from mailerd import events, failpoints
 from mailerd.db import Connection
+from mailerd.db.arrays import any_of, rows, unnested
 from mailerd.errors import MailerdError
 from mailerd.events import Event
+from mailerd.queue import contents
 from mailerd.queue.mail import Message, Queue, Recipient, queue_of
 from mailerd.queue.suppression import Suppression, SuppressionStore
 
@@ -41,6 +43,15 @@ MESSAGE_COLUMNS = (
     " campaign, lane, require_tls, topic, unsubscribe, render"
 )
 
+MESSAGE_TYPES = (
+    *("bigint", "text", "text", "text", "text", "text", "int", "timestamptz", "bool", "bool", "text", "text", "jsonb"),
+    *("int", "text", "smallint", "bool", "text", "bool"),
+)  # without `render`
+RECIPIENT_TYPES = ("bigint", "int", "text", "text", "text", "int", "timestamptz", "timestamptz", "text", "text")
+QUEUE_TYPES = ("text", "smallint", "text", "text", "timestamptz")
+LATER = "message_id, n, due_at, attempts, reason, last_reply, in_doubt, delay_notified"
+LATER_TYPES = ("bigint", "int", "timestamptz", "int", "text", "text", "bool", "bool")
+
 # A worker takes mail only while its lease stands: whoever frees the mail of a dead worker first deletes the lease, and
 # waits for this lock. Else a transaction that ends after that would give mail to a worker that nobody watches any more.
 LEASE = "SELECT number FROM workers WHERE number = $1 FOR KEY SHARE"
@@ -53,52 +64,45 @@ ACCEPT = f"""
         SELECT $45::int IS NULL OR EXISTS (SELECT FROM lease) AS stands
     ), message AS (
         INSERT INTO messages ({MESSAGE_COLUMNS}, pending, content)
-        SELECT * FROM unnest(
-            $1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::int[], $8::timestamptz[],
-            $9::bool[], $10::bool[], $11::text[], $12::text[], $13::jsonb[], $14::int[], $15::text[], $16::smallint[],
-            $17::bool[], $18::text[], $19::bool[], $46::text[], $14::int[], $20::bytea[])
+        SELECT {unnested(MESSAGE_TYPES)}, unnest($46::text[]), unnest($14::int[]), unnest($20::bytea[])
          WHERE (SELECT stands FROM held)
     ), recipient AS (
         INSERT INTO recipients (message_id, n, address, domain, queue, owner, due_at, expires_at, notify, orcpt)
-        SELECT * FROM unnest(
-            $21::bigint[], $22::int[], $23::text[], $24::text[], $25::text[], $26::int[], $27::timestamptz[],
-            $28::timestamptz[], $29::text[], $30::text[])
+        SELECT {unnested(RECIPIENT_TYPES, first=21)}
          WHERE (SELECT stands FROM held)
     ), queue AS (
         INSERT INTO queues (name, lane, flow, pool, next_due)
-        SELECT * FROM unnest($31::text[], $32::smallint[], $33::text[], $34::text[], $35::timestamptz[])
+        SELECT {unnested(QUEUE_TYPES, first=31)}
          WHERE (SELECT stands FROM held)
         ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
     )
-    INSERT INTO events ({events.COLUMNS}) SELECT * FROM {events.rows_sql(36)} WHERE (SELECT stands FROM held)
+    INSERT INTO events ({events.COLUMNS}) SELECT {unnested(events.TYPES, first=36)} WHERE (SELECT stands FROM held)
 """
 
 # Events are inserted only for recipients that this statement really took away or put back, so a batch that is sent
 # again after a lost connection changes nothing. Finished recipients go whoever owns them now: they were answered.
 SETTLE = f"""
     WITH finished AS (
-        DELETE FROM recipients USING unnest($1::bigint[], $2::int[]) AS done (message_id, n)
+        DELETE FROM recipients USING {rows("message_id, n", ("bigint", "int"))} AS done
          WHERE recipients.message_id = done.message_id AND recipients.n = done.n
      RETURNING recipients.message_id, recipients.n
     ), deferred AS (
         UPDATE recipients
            SET owner = NULL, due_at = later.due_at, attempts = later.attempts, reason = later.reason,
                last_reply = later.last_reply, in_doubt = later.in_doubt, delay_notified = later.delay_notified
-          FROM unnest($3::bigint[], $4::int[], $5::timestamptz[], $6::int[], $7::text[], $8::text[], $9::bool[],
-                      $10::bool[])
-            AS later (message_id, n, due_at, attempts, reason, last_reply, in_doubt, delay_notified)
+          FROM {rows(LATER, LATER_TYPES, first=3)} AS later
          WHERE recipients.message_id = later.message_id AND recipients.n = later.n AND recipients.owner = $11
      RETURNING recipients.message_id, recipients.n
     ), queue AS (
         INSERT INTO queues (name, lane, flow, pool, next_due)
-        SELECT * FROM unnest($12::text[], $13::smallint[], $14::text[], $15::text[], $16::timestamptz[])
+        SELECT {unnested(QUEUE_TYPES, first=12)}
         ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
     ), single AS (
-        DELETE FROM messages WHERE id = ANY ($17::bigint[])
+        DELETE FROM messages WHERE id = {any_of(17, "bigint")}
     ), several AS (
         UPDATE messages SET pending = pending - gone.recipients
           FROM (SELECT message_id, count(*)::int AS recipients FROM finished
-                 WHERE message_id = ANY ($18::bigint[]) GROUP BY message_id) AS gone
+                 WHERE message_id = {any_of(18, "bigint")} GROUP BY message_id) AS gone
          WHERE id = gone.message_id
     ), touched AS (
         SELECT message_id, n FROM finished UNION ALL SELECT message_id, n FROM deferred
@@ -172,7 +176,7 @@ ADVANCE_QUEUES = """
 # `$2` bounds how many bytes of content come into memory; the rest is read when its attempt begins.
 CLAIMED_MESSAGES = f"""
     SELECT {MESSAGE_COLUMNS},
-           CASE WHEN render = '' AND sum(size) OVER (ORDER BY id) <= $2 THEN content END AS content
+           CASE WHEN render = '' AND sum(size) OVER (ORDER BY id) <= $2 THEN {contents.CONTENT} END AS content
       FROM messages WHERE id = ANY ($1::bigint[])
 """
 CLAIM_EXPIRED = """
@@ -188,7 +192,7 @@ CLAIM_EXPIRED = """
  RETURNING recipients.message_id, recipients.n, address, domain, due_at, expires_at, attempts, notify, orcpt, in_doubt,
            delay_notified, returned, last_reply
 """
-CONTENT = "SELECT content FROM messages WHERE id = $1"
+CONTENT = f"SELECT {contents.CONTENT} FROM messages WHERE id = $1"
 BLOCK_QUEUES = """
     INSERT INTO queues (name, lane, flow, pool, next_due, blocked_until, reason)
     SELECT name, lane, flow, pool, 'infinity', until, reason
@@ -317,9 +321,16 @@ class QueueStore:
 
         Raises LeaseLostError, with nothing stored, when that worker was declared dead.
         """
-        parameters = _accept_parameters(messages, accepted, owners)
+        beside = contents.beside(messages)
+        if beside and connection is None:
+            async with self._pool.acquire() as own, own.transaction():
+                await self.accept(messages, accepted, owners, own)
+            return
+        parameters = _accept_parameters(messages, accepted, owners, beside)
         if await (connection or self._pool).execute(ACCEPT, *parameters) == NOTHING_STORED:
             raise LeaseLostError
+        if beside and connection is not None:
+            await contents.store(beside, connection)
 
     async def known(self, ids: list[int], since: datetime) -> set[int]:
         """Which of these messages were accepted, whether or not they are still in the queue."""
@@ -481,8 +492,9 @@ def _queues(due: Iterable[tuple[Recipient, datetime]]) -> tuple[Sequence[Any], .
 
 
 def _accept_parameters(
-    messages: Sequence[Message], accepted: Sequence[Event], owners: dict[int, int]
+    messages: Sequence[Message], accepted: Sequence[Event], owners: dict[int, int], beside: Container[int]
 ) -> tuple[Any, ...]:
+    """Parameters of ACCEPT; the contents of those in `beside` are written by themselves."""
     recipients = [recipient for message in messages for recipient in message.recipients]
     return (
         [message.id for message in messages],
@@ -504,7 +516,7 @@ def _accept_parameters(
         [message.require_tls for message in messages],
         [message.topic for message in messages],
         [message.unsubscribe for message in messages],
-        [b"" if message.render else message.content for message in messages],
+        [b"" if message.render else None if message.id in beside else message.content for message in messages],
         [recipient.message.id for recipient in recipients],
         [recipient.n for recipient in recipients],
         [recipient.address for recipient in recipients],

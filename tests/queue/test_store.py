@@ -1,6 +1,7 @@
 """The rows of the queue: who takes what, and what a second telling of the same result changes."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -8,12 +9,15 @@ import pytest
 
 from mailerd.db import Pool, connect_pool
 from mailerd.events import Event
+from mailerd.queue.contents import LARGE, PART, SMALLEST
 from mailerd.queue.mail import Message, queue_of
 from mailerd.queue.store import LeaseLostError, QueueStore, Settled
 from mailerd.queue.workers import WorkerStore
 from tests.queue.test_commit import accepted, mail
 
 HOUR = timedelta(hours=1)
+ROWS = "SELECT count(*) FROM large_contents"
+SIZES = [LARGE, SMALLEST, SMALLEST - 1, PART, PART + 1, 8 * PART, 8 * PART + 1, 16 * PART]
 
 
 @pytest.fixture
@@ -224,3 +228,48 @@ async def test_what_waits_for_an_effect_that_holds_stays_blocked(store: QueueSto
     assert [row["name"].rpartition("/")[2] for row in blocked] == ["a.example"]
     await store.unblock()
     assert await pool.fetchval("SELECT count(*) FROM queues WHERE blocked_until IS NOT NULL") == 0
+
+
+# contents beside their messages
+
+
+def holding(content: bytes) -> Message:
+    message = mail()
+    message.content, message.size = content, len(content)
+    return message
+
+
+async def test_contents_of_every_size_come_back_as_they_were(store: QueueStore, pool: Pool, worker: int) -> None:
+    sent = [holding(os.urandom(size)) for size in SIZES]
+    await accept(store, *sent)
+    got = await claim(store, worker)
+
+    assert {message.id: message.content for message in got} == {message.id: message.content for message in sent}
+    assert [await store.content(message.id) for message in sent] == [message.content for message in sent]
+    assert await pool.fetchval("SELECT count(*) FROM messages WHERE content IS NULL") == len(SIZES) - 1
+
+
+async def test_a_few_small_messages_need_no_rows_of_their_own(store: QueueStore, pool: Pool, worker: int) -> None:
+    await accept(store, *(holding(os.urandom(10_000)) for _ in range(10)))
+
+    assert await pool.fetchval(ROWS) == 0
+    assert [len(message.content or b"") for message in await claim(store, worker)] == [10_000] * 10
+
+
+async def test_they_go_with_their_message(store: QueueStore, pool: Pool, worker: int) -> None:
+    delivered_one, withdrawn, other = sent = [holding(os.urandom(LARGE)) for _ in range(3)]
+    await accept(store, *sent, owner=worker)
+    await store.settle([delivered(delivered_one)], worker=worker)
+    await store.withdraw([withdrawn.id], datetime.now(UTC) - HOUR)
+
+    assert await pool.fetch("SELECT DISTINCT message_id FROM large_contents") == [(other.id,)]
+    assert await store.content(other.id) == other.content
+
+
+async def test_without_a_lease_nothing_of_them_is_stored(store: QueueStore, pool: Pool) -> None:
+    dead = await WorkerStore(pool).register("test", 1)
+    await pool.execute("DELETE FROM workers WHERE number = $1", dead)
+    with pytest.raises(LeaseLostError):
+        await accept(store, holding(os.urandom(LARGE)), owner=dead)
+
+    assert await pool.fetchval(ROWS) == await pool.fetchval("SELECT count(*) FROM messages") == 0
