@@ -116,7 +116,10 @@ OF_MESSAGE = f"""
 
 HORIZON = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint + events_era()"  # none before it is under way
 # Plans are kept, and one made while there are few events would go on to sort them when there are ten million.
-BY_INDEX = "SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off"
+BY_INDEX = (
+    "SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off;"
+    " SET LOCAL plan_cache_mode = force_generic_plan"  # with filters it would be planned anew for each page
+)
 # Up to `$3` events are looked at; those that do not fit are not sent, but for the last, which says how far that was.
 # Each partition has an index in this order: the rows of a page are read from these, and no others.
 PAGE = f"""

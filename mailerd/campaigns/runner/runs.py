@@ -22,7 +22,8 @@ TURNS = """
 """
 MOVE = """
     UPDATE campaign_runs AS r SET next_at = moved.next_at, waits = moved.waits, moved_at = $4
-      FROM unnest($1::bigint[], $2::timestamptz[], $3::bool[]) AS moved (campaign_id, next_at, waits)
+      FROM unnest((SELECT $1::bigint[]), (SELECT $2::timestamptz[]), (SELECT $3::bool[]))
+        AS moved (campaign_id, next_at, waits)
      WHERE r.campaign_id = moved.campaign_id
 """
 PUT_OFF = "UPDATE campaign_runs SET next_at = GREATEST(next_at, $2), moved_at = $3 WHERE campaign_id = $1"
