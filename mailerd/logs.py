@@ -148,7 +148,7 @@ def _json_logger(level: int) -> type[Any]:
     base: Any = structlog.make_filtering_bound_logger(level)
 
     class JsonLogger(base):  # type: ignore[misc]
-        def _proxy_to_logger(self, method: str, event: str | None = None, **fields: Any) -> None:
+        def _proxy_to_logger(self, method: str, event: str | None = None, /, **fields: Any) -> None:
             if self._processors:  # somebody listens in: structlog.testing
                 super()._proxy_to_logger(method, event, **fields)
                 return

@@ -92,7 +92,7 @@ async def main():
         {}["key"]
     except KeyError:
         log.exception("second.crashed")
-    log.info("message.accepted", error=OSError("x"))
+    log.info("message.accepted", error=OSError("x"), method="GET")
     await asyncio.sleep(0.1)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -108,7 +108,7 @@ def test_a_killed_process_has_written_what_it_said_a_tenth_of_a_second_before():
     assert (first["to"], first["event"], first["level"]) == ("zoë@example.com", "recipient.delivered", "info")
     assert (second["event"], second["level"]) == ("second.crashed", "error")
     assert second["exception"].endswith("KeyError: 'key'")
-    assert third["error"] == "x"
+    assert (third["error"], third["method"]) == ("x", "GET")
 
 
 PROGRAM = """
