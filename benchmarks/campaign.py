@@ -93,7 +93,7 @@ class System:
         """The number that a statement answers with."""
 
         async def asked() -> int:
-            async with self._connected() as connection:
+            async with self.connected() as connection:
                 value: int = await connection.fetchval(statement)
                 return value
 

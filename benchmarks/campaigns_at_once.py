@@ -19,6 +19,7 @@ import msgspec
 from benchmarks import machine
 from benchmarks.campaign import NEWSLETTER, PATIENCE, System
 from benchmarks.cgroup import memory
+from benchmarks.kinds import cpu_by_kind
 from benchmarks.report import Results, machine_line
 from benchmarks.signing import SELECTOR, make_key
 from mailerd.campaigns.templates.compiling import compile_template
@@ -136,7 +137,7 @@ async def _watch(system: System, mx: LedgerMx, campaigns: int, template: int) ->
         left = await connection.fetchval("SELECT extract(epoch FROM $1::timestamptz - clock_timestamp())::float8", at)
     begun = time.time() + left
     mails, sent_at, looks, most = campaigns * CONTACTS, 0.0, [], 0
-    cpu = system.cpu()
+    cpu = cpu_by_kind(system.peer.group.pids())
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         await asyncio.sleep(EVERY)
@@ -150,7 +151,7 @@ async def _watch(system: System, mx: LedgerMx, campaigns: int, template: int) ->
             await asyncio.to_thread(_send_new, system, template, new_list)
         if shares.total() >= mails and new >= NEW:
             break
-    used = system.cpu()
+    used = cpu_by_kind(system.peer.group.pids())
     return _figures(mx, begun, sent_at, campaigns, looks, most, {name: used[name] - cpu[name] for name in used}), looks
 
 

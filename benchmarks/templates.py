@@ -17,7 +17,7 @@ from mailerd.wire.tracking import Tracking
 NEWSLETTER = Path(__file__).parent / "data" / "newsletter.html"
 SUBJECT = "{{ contact.first_name | default('Good morning') }}, this is {{ campaign.name }}"
 MEAN, P99 = 1.0, 100.0  # milliseconds that are asked for
-TAGS = (["vip", "garden"], ["garden"], [])
+TAGS: tuple[list[str], ...] = (["vip", "garden"], ["garden"], [])
 
 
 def run(work: Path, results: Results, *, count: int) -> bool:

@@ -252,7 +252,7 @@ async def _phase(peer: Mailerd, port: int, name: str, work: Awaitable[list[float
     taken = await work
     elapsed, cpu = time.monotonic() - begun, peer.group.cpu() - cpu
     coreless = _coreless(peer) - coreless
-    own = {bound: count - own.get(bound, 0) for bound, count in (await asyncio.to_thread(_own_times, port)).items()}
+    own = await asyncio.to_thread(_own_times, port) - own
     answered = own[float("inf")]
     ordered = sorted(1_000 * each for each in taken)
     p50, p99, p999 = (ordered[int(share * len(ordered))] for share in (0.5, 0.99, 0.999))

@@ -79,6 +79,7 @@ class Destination:
     signs: Sequence[Hold] = ()  # by which others see that it starves
     again: asyncio.TimerHandle | None = None  # the next try to get a connection
     told_at: float = 0.0  # when we said last that more connections would be of use
+    weighed_at: float = 0.0  # when we looked last whether another worker has far fewer connections
     open_after: float = 0.0  # no further connection before
     stuck_until: float = 0.0  # nothing more is taken into memory before; of the loop's clock
     asked: int = 0  # jobs about which was asked with the one before,
@@ -211,9 +212,11 @@ class Sessions:
             if isinstance(holds, Wait):
                 if not destination.sessions:
                     self._starve(destination, holds)
-                elif destination.told_at < now - LOOK_UP:
-                    destination.told_at = now
-                    self._traffic.could_use_more(holds)
+                else:
+                    destination.open_after = now + ASK_AGAIN
+                    if destination.told_at < now - LOOK_UP:
+                        destination.told_at = now
+                        self._traffic.could_use_more(holds)
                 return
             self._sated(destination)
             destination.sessions += 1
@@ -225,6 +228,8 @@ class Sessions:
         first = (destination.line.lane or 0) < FIRST_LANES
         wish = self._traffic.wanted(destination.path)
         if destination.starving is None and (wish is Wish.FIRST or (wish is Wish.SOME and not first)):
+            return Wait(0.0, OTHERS_WAIT)
+        if destination.sessions and self._traffic.uneven(destination.path, 1):
             return Wait(0.0, OTHERS_WAIT)
         return self._traffic.connect(destination.path)
 
@@ -388,8 +393,15 @@ class Sessions:
         """Is this connection wanted more urgently elsewhere, or one too many by now?"""
         if self._traffic.surplus(destination.path):
             return True
+        if not jobs:  # whoever got a connection sends something by it
+            return False
+        now = asyncio.get_running_loop().time()
+        if destination.weighed_at < now - ASK_AGAIN:
+            destination.weighed_at = now
+            if self._traffic.uneven(destination.path, 2):
+                return True
         wish = self._traffic.wanted(destination.path)
-        if wish is Wish.NONE or not jobs:  # whoever got a connection sends something by it
+        if wish is Wish.NONE:
             return False
         lane = destination.line.lane
         urgent = lane is None or (wish is Wish.FIRST and lane >= FIRST_LANES)

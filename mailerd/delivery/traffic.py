@@ -236,6 +236,21 @@ class Traffic:
         lately = self._now() - SAID_LATELY
         return any(self._ledger.meter(h.meter.name + USE_FOR_MORE).state()[0] > lately for h in path.holds)
 
+    def uneven(self, path: Path, by: int) -> bool:
+        """Has this worker so many connections more than another one that lately had mail for more of them?
+
+        One that has many while another has one is not faster for it, but the other pays for each message alone what
+        those that leave together share.
+        """
+        self._bounds.renew(path)
+        lately = self._now() - SAID_LATELY
+        for meter, _ in path.holds:
+            others = [held for held in self._ledger.holders(meter) if held]
+            if len(others) > 1 and meter.mine >= min(others) + by:
+                if self._ledger.meter(meter.name + USE_FOR_MORE).state()[0] > lately:
+                    return True
+        return False
+
     def messages_per_connection(self, path: Path) -> int:
         """By the limit that is set, and by what the host has taught us."""
         self.lessons.forget_old(path)

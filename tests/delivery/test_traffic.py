@@ -47,9 +47,9 @@ credentials: {shop: {message_rate: 1/min}}
 class World:
     """Traffic of one worker on a clock of its own."""
 
-    def __init__(self, pool: Pool, directory: Path) -> None:
+    def __init__(self, pool: Pool, directory: Path, slot: int = 0, slots: int = 1) -> None:
         self.seconds = 1_000.0
-        self.ledger = Ledger(directory / "ledger", 0, 1, clock=lambda: self.seconds)
+        self.ledger = Ledger(directory / "ledger", slot, slots, clock=lambda: self.seconds)
         self.effects = Effects(EffectStore(pool), self.now)
         self.brakes: list[Effect] = []
         self.grants = Grants(GrantStore(pool), self.ledger, "one", monotonic=lambda: self.seconds)
@@ -118,6 +118,45 @@ def test_what_binds_is_named_with_its_file_and_line(world: World) -> None:
     assert wait.why == "all sources to mx.big.example: message rate (f.yaml:8)"
     assert 0.9 < wait.seconds < 1.2
     assert not wait.alone
+
+
+def test_a_worker_sees_that_another_has_fewer_connections_and_use_for_more(pool: Pool, tmp_path: Path) -> None:
+    rich, poor = (World(pool, tmp_path, slot, 2) for slot in (0, 1))
+    path, same = (world.traffic.path("a", "mx.x.example", "default") for world in (rich, poor))
+    limit = path.limits.per_path.connections or 0
+    held = [rich.traffic.connect(path) for _ in range(limit - 1)]
+    assert not isinstance(poor.traffic.connect(same), Wait)
+    assert not rich.traffic.uneven(path, 2)  # nobody has said that he has mail for more
+
+    full = poor.traffic.connect(same)
+    assert isinstance(full, Wait)
+    poor.traffic.could_use_more(full)
+    assert rich.traffic.uneven(path, 2)
+    assert not poor.traffic.uneven(same, 1)
+
+    while rich.traffic.uneven(path, 2):
+        given = held.pop()
+        assert not isinstance(given, Wait)
+        rich.traffic.disconnect(given)
+        assert not isinstance(poor.traffic.connect(same), Wait)
+    assert len(held) in (limit // 2, limit // 2 + 1)
+    for world in (rich, poor):
+        world.ledger.close()
+
+
+def test_how_many_connections_others_have_matters_for_as_long_as_they_have_mail(pool: Pool, tmp_path: Path) -> None:
+    rich, poor = (World(pool, tmp_path, slot, 2) for slot in (0, 1))
+    path, same = (world.traffic.path("a", "mx.x.example", "default") for world in (rich, poor))
+    for _ in range((path.limits.per_path.connections or 0) - 1):
+        rich.traffic.connect(path)
+    poor.traffic.connect(same)
+    full = poor.traffic.connect(same)
+    assert isinstance(full, Wait)
+    poor.traffic.could_use_more(full)
+    rich.seconds += 1.5
+    assert not rich.traffic.uneven(path, 2)
+    for world in (rich, poor):
+        world.ledger.close()
 
 
 @pytest.mark.parametrize(
