@@ -246,9 +246,9 @@ class Traffic:
         lately = self._now() - SAID_LATELY
         for meter, _ in path.holds:
             others = [held for held in self._ledger.holders(meter) if held]
-            if len(others) > 1 and meter.mine >= min(others) + by:
-                if self._ledger.meter(meter.name + USE_FOR_MORE).state()[0] > lately:
-                    return True
+            ahead = len(others) > 1 and meter.mine >= min(others) + by
+            if ahead and self._ledger.meter(meter.name + USE_FOR_MORE).state()[0] > lately:
+                return True
         return False
 
     def messages_per_connection(self, path: Path) -> int:

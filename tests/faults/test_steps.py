@@ -33,5 +33,5 @@ async def test_kill_9_at_each_step_of(lab: Laboratory, life: tuple[str, ...]) ->
     assert_kept(await lab.verdict(load))
 
 
-def test_the_laboratory_has_a_way_to_every_step() -> None:
+async def test_the_laboratory_has_a_way_to_every_step() -> None:
     assert sorted([*steps.STEPS, *steps.ELSEWHERE]) == sorted(failpoints.STEPS)
