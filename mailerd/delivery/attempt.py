@@ -19,6 +19,7 @@ from mailerd.delivery import consequences
 from mailerd.delivery.identity import FOREIGN, Identity
 from mailerd.delivery.notices import Notice, Notices, delay_is_due, wanted
 from mailerd.delivery.personal import Personal
+from mailerd.delivery.ready import Ready, Readying
 from mailerd.delivery.rendering import Rendered, Renderer, Withheld
 from mailerd.delivery.routing import Route
 from mailerd.delivery.session import Session
@@ -51,12 +52,14 @@ RETURNED = "returned to its sender by the operator of this mail system"
 class Job:
     """The recipients of one message that go to one site in one transaction.
 
-    `asked_at`: when it was asked last, ahead of its turn, whether it may be sent; of the loop's clock.
+    `asked_at`: when it was asked last, ahead of its turn, whether it may be sent; of the loop's clock. `ready`: what it
+    is made ready by, ahead of its turn.
     """
 
     message: Message
     recipients: list[Recipient]
     asked_at: float = -inf
+    ready: "asyncio.Future[Ready | None] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class Attempts:
         self._signers = signers
         self._personal = personal
         self._renderer = renderer
+        self._readying = Readying(renderer.render, self._signed_ahead if signers is None else None)
         self._suppressions = suppressions
 
     def alone(self, message: Message, route: Route) -> bool:
@@ -115,9 +119,12 @@ class Attempts:
         self._suppressions.ahead(
             [recipient for job in jobs if job.message.credential != FOREIGN for recipient in job.recipients]
         )
-        mails = [(job.message, job.recipients[0]) for job in jobs if job.message.render and job.message.content is None]
-        if mails:
+        jobs = [job for job in jobs if job.message.render and job.message.content is None and job.ready is None]
+        if jobs:
+            mails = [(job.message, job.recipients[0]) for job in jobs]
             self._renderer.ahead(mails)
+            for job, ready in zip(jobs, self._readying.begin(mails), strict=True):
+                job.ready = ready
 
     async def run(self, session: Session, job: Job, where: Where) -> Sequence[Result] | None:
         """Send the job over the session and settle it; what the host said of each recipient, nothing if not asked.
@@ -372,14 +379,16 @@ class Attempts:
 
     async def _render(self, job: Job) -> bool:
         message, recipient = job.message, job.recipients[0]
-        rendered = await self._rendered(message, recipient)
+        ready = None if job.ready is None else await job.ready
+        job.ready = None
+        rendered, signature = ready or (await self._rendered(message, recipient), None)
         if isinstance(rendered, Withheld):
             await self._withhold(job, rendered)
             return False
         message.rendered_at = rendered.asked_at
         message.content = rendered.content
         message.eight_bit = not rendered.content.isascii()
-        message.signature = None
+        message.signature = signature
         return True
 
     async def _withhold(self, job: Job, why: Withheld) -> None:
@@ -432,23 +441,26 @@ class Attempts:
             message.signature = None
         if head := self._personal.header(message, job.recipients):
             content = head + content
+        if head and not message.render:  # others get other fields
             return await self._sign(message, content) + content
         if message.signature is None:
             message.signature = await self._sign(message, content)
         return message.signature + content if message.signature else content
 
     async def _sign(self, message: Message, content: bytes) -> bytes:
+        if self._signers is None:
+            return self._signed(message, content)
+        return await asyncio.get_running_loop().run_in_executor(self._signers, self._signed, message, content)
+
+    def _signed(self, message: Message, content: bytes) -> bytes:
+        """The fields of its signatures."""
         if message.credential == FOREIGN:
             return b""
         keys = self._identity.signing_keys(header_block(content), message.sender)
-        if not keys:
-            return b""
-        now = int(self._clock().timestamp())
-        if self._signers is None:
-            return dkim.sign(content, keys, now=now)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._signers, lambda: dkim.sign(content, keys, now=now)
-        )
+        return dkim.sign(content, keys, now=int(self._clock().timestamp())) if keys else b""
+
+    def _signed_ahead(self, message: Message, recipient: Recipient, content: bytes) -> bytes:
+        return self._signed(message, self._personal.header(message, [recipient]) + content)
 
     def _open(self, job: Job) -> None:
         for recipient in job.recipients:
