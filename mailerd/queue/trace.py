@@ -22,6 +22,7 @@ from mailerd.queue.views import (
 from mailerd.wire.words import decode_words
 
 MAX_ID = (1 << 63) - 1
+EVER = datetime.min.replace(tzinfo=UTC)
 SLACK = timedelta(minutes=5)  # between the clock that made an id and the one that made its events
 
 EVENTS = """
@@ -150,6 +151,9 @@ class TraceStore:
         of_message: dict[int, list[asyncpg.Record]] = {}
         for row in await self._pool.fetch(EVENTS, ids, tenant, _since(min(ids))):
             of_message.setdefault(row["message_id"], []).append(row)
+        if missing := [id_ for id_ in ids if id_ not in of_message]:  # ids go on when a clock is set back by hours
+            for row in await self._pool.fetch(EVENTS, missing, tenant, EVER):
+                of_message.setdefault(row["message_id"], []).append(row)
         waiting = {(row["message_id"], row["n"]): row for row in await self._pool.fetch(WAITING, ids)}
         return [_view(id_, rows, waiting) for id_, rows in of_message.items()]
 

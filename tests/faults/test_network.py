@@ -170,6 +170,7 @@ async def test_when_the_clock_jumps_by_hours_nothing_is_lost_bounced_or_sent_twi
         during = await relay.submit("now@example.net")
         await relay.settled()
         assert await relay.events(during) == ["message.accepted", "recipient.delivered"]
+        assert await relay.states(during) == ["delivered"]
 
         relay.clock.now -= jump
         await relay.relay.sweep()
