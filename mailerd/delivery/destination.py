@@ -396,7 +396,7 @@ class Sessions:
         if not jobs:  # whoever got a connection sends something by it
             return False
         now = asyncio.get_running_loop().time()
-        if destination.weighed_at < now - ASK_AGAIN:
+        if destination.sessions > 1 and destination.weighed_at < now - ASK_AGAIN:
             destination.weighed_at = now
             if self._traffic.uneven(destination.path, 2):
                 return True

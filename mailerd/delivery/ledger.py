@@ -141,7 +141,7 @@ class Ledger:
         self.forget(slot)
 
     def _use(self, file: FileIO, slot: int, slots: int, records: int, salt: bytes, clock: Callable[[], float]) -> None:
-        self._slot, self._slots, self._rows = slot, slots, records
+        self.slot, self._slots, self._rows = slot, slots, records
         self._clock = clock
         self._warned = False
         self._salt = salt
@@ -193,7 +193,7 @@ class Ledger:
 
     def close(self) -> None:
         """Give back what is held and unmap; the ledger cannot be used afterwards."""
-        self.forget(self._slot)
+        self.forget(self.slot)
         self._tables.release()
         self._map.close()
         self._file.close()
@@ -246,7 +246,7 @@ class Ledger:
             if wait is None:
                 self._charge(charges, now)
                 for meter, _ in holds:
-                    self._held[meter.row * self._slots + self._slot] += 1
+                    self._held[meter.row * self._slots + self.slot] += 1
                     self._numbers[meter.row * NUMBERS + TOUCHED] = now
             return wait
         finally:
@@ -256,7 +256,7 @@ class Ledger:
         """Give back one connection of each that `hold` took. What was freed by `forget` meanwhile is left alone."""
         for meter, _ in holds:  # without the lock: nobody else writes this column, and a held row stays where it is
             if self.mine(meter):
-                self._held[meter.row * self._slots + self._slot] -= 1
+                self._held[meter.row * self._slots + self.slot] -= 1
 
     def update(self, meter: Meter, function: Callable[[State], State]) -> State:
         """Replace the meter's state by what the function makes of it, and return that.
@@ -303,7 +303,7 @@ class Ledger:
 
     def mine(self, meter: Meter) -> int:
         """See `Meter.mine`."""
-        return self._held[meter.row * self._slots + self._slot] if self._found(meter) else 0
+        return self._held[meter.row * self._slots + self.slot] if self._found(meter) else 0
 
     def forget(self, slot: int) -> None:
         """Free all connections of a worker that is dead."""

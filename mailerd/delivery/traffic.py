@@ -36,7 +36,8 @@ STARVING_ROOM = 5  # jobs without a connection in memory, more than connections 
 MOST_STARVING = 100  # of which so many count that are not free
 MAX_PATHS = 20_000  # known at a time
 NOT_GRANTED = 1.0  # seconds after which we look whether other nodes left us a part of what is shared
-USE_FOR_MORE = "!more"  # of meters that say when somebody last had mail for more connections than it got
+# Of meters that say when somebody last had mail for more connections than it got; with a slot: when that worker had.
+USE_FOR_MORE = "!more"
 SAID_LATELY = 1.0  # seconds
 PERIODS = ((1.0, "a second"), (60.0, "a minute"), (3600.0, "an hour"), (86_400.0, "a day"))
 
@@ -227,8 +228,8 @@ class Traffic:
         """Say that there is mail for another connection beside those we have, for whoever has an idle one."""
         if wait.full is not None:
             now = self._now()
-            meter = self._ledger.meter(wait.full.name + USE_FOR_MORE)
-            self._ledger.update(meter, lambda state: (now, *state[1:]))
+            for mark in (USE_FOR_MORE, f"{USE_FOR_MORE}{self._ledger.slot}"):
+                self._ledger.update(self._ledger.meter(wait.full.name + mark), lambda state: (now, *state[1:]))
 
     def of_use_elsewhere(self, path: Path) -> bool:
         """Did anybody, in whatever worker, say lately that it has mail for an idle connection of this path?"""
@@ -245,10 +246,10 @@ class Traffic:
         self._bounds.renew(path)
         lately = self._now() - SAID_LATELY
         for meter, _ in path.holds:
-            others = [held for held in self._ledger.holders(meter) if held]
-            ahead = len(others) > 1 and meter.mine >= min(others) + by
-            if ahead and self._ledger.meter(meter.name + USE_FOR_MORE).state()[0] > lately:
-                return True
+            most = meter.mine - by
+            for slot, held in enumerate(self._ledger.holders(meter) if most > 0 else ()):
+                if 0 < held <= most and self._ledger.meter(f"{meter.name}{USE_FOR_MORE}{slot}").state()[0] > lately:
+                    return True
         return False
 
     def messages_per_connection(self, path: Path) -> int:

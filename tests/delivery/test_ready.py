@@ -1,4 +1,4 @@
-"""Mail made ready ahead of its turn: each gets its own, and whatever goes wrong, the one who waits goes on by himself."""
+"""Mail made ready ahead of its turn: each gets its own; whatever goes wrong, the one who waits goes on by himself."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -58,7 +58,8 @@ async def test_where_others_sign_it_is_only_rendered() -> None:
 async def test_what_must_not_be_sent_is_not_signed() -> None:
     press = Press(withheld=1)
     first, second = await asyncio.gather(*Readying(press.render, press.sign).begin(mails(2)))
-    assert first is not None and first.signature
+    assert first is not None
+    assert first.signature
     assert second == (Withheld("erased", "the contact is not there any more"), None)
 
 
@@ -79,4 +80,5 @@ async def test_one_who_stops_waiting_takes_nothing_from_the_others() -> None:
     futures = Readying(press.render, press.sign).begin(mails(3))
     futures[1].cancel()
     first, third = await asyncio.gather(futures[0], futures[2])
-    assert first is not None and third is not None
+    assert first is not None
+    assert third is not None

@@ -144,6 +144,18 @@ def test_a_worker_sees_that_another_has_fewer_connections_and_use_for_more(pool:
         world.ledger.close()
 
 
+def test_nobody_takes_his_own_wish_for_that_of_another(pool: Pool, tmp_path: Path) -> None:
+    rich, poor = (World(pool, tmp_path, slot, 2) for slot in (0, 1))
+    path, same = (world.traffic.path("a", "mx.x.example", "default") for world in (rich, poor))
+    assert not isinstance(poor.traffic.connect(same), Wait)
+    while not isinstance(full := rich.traffic.connect(path), Wait):
+        pass
+    rich.traffic.could_use_more(full)
+    assert not rich.traffic.uneven(path, 1)
+    for world in (rich, poor):
+        world.ledger.close()
+
+
 def test_how_many_connections_others_have_matters_for_as_long_as_they_have_mail(pool: Pool, tmp_path: Path) -> None:
     rich, poor = (World(pool, tmp_path, slot, 2) for slot in (0, 1))
     path, same = (world.traffic.path("a", "mx.x.example", "default") for world in (rich, poor))
