@@ -327,6 +327,29 @@ async def test_a_schema_newer_than_the_code_is_refused(empty):
         await migrate(empty, [ONE])
 
 
+async def test_the_schema_is_not_changed_under_an_older_mailerd_that_works_but_under_what_a_crash_left(
+    database, monkeypatch
+):
+    monkeypatch.setattr("mailerd.db.migrate.WATCHED", 0.3)
+    newer = [*shipped(), Migration(9_999, "later", "CREATE TABLE later ()")]
+    async with db.connected(database) as connection, db.connected(database) as other:
+        await other.execute("INSERT INTO workers (number, node, pid) VALUES (1, 'old', 4711)")
+
+        async def beat():
+            while True:
+                await other.execute("UPDATE workers SET beat = beat + 1")
+                await asyncio.sleep(0.05)
+
+        beating = asyncio.create_task(beat())
+        with pytest.raises(DatabaseError, match=r"older mailerd still works with it \(node old\): stop mailerd"):
+            await migrate(connection, newer)
+        assert await migrate(connection) == 0  # nothing to change, nothing to refuse
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+
+        assert await migrate(connection, newer) == 1
+
+
 async def test_an_edited_migration_is_refused(empty):
     await migrate(empty, [ONE])
     with pytest.raises(DatabaseError, match="0001_one was changed after it was applied"):

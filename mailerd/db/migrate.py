@@ -29,6 +29,9 @@ TRY_AGAIN = 1.0  # seconds
 SPARED = timedelta(days=7)  # a month that a follower is still reading, counted from its last step
 ERA_BITS = 40  # of transaction numbers within one era: a trillion
 
+WATCHED = 7.0  # seconds, in which a living worker beats twice
+BEATS = "SELECT number, node, beat FROM workers"
+
 TABLE = """
     CREATE TABLE IF NOT EXISTS schema_migrations (
         version    int PRIMARY KEY,
@@ -64,13 +67,37 @@ async def migrate(connection: Connection, migrations: Sequence[Migration] | None
     """Apply what is missing, each in a transaction of its own; how many that were.
 
     Several nodes may call this at the same time: one works, the others wait. Raises `DatabaseError`, having changed
-    nothing, when a newer mailerd was here or when an applied migration has been edited since.
+    nothing, when a newer mailerd was here, when an applied migration has been edited since, or when a mailerd that
+    does not know the new schema is still at work with this database: it would misread what newer ones write.
     """
     known = shipped() if migrations is None else migrations
+    if await _is_behind(connection, known) and (nodes := await _at_work(connection)):
+        raise DatabaseError(
+            f"this database has to be migrated, and an older mailerd still works with it (node {', '.join(nodes)}): "
+            "stop mailerd on all nodes, then start the new one"
+        )
     count = 0
     while await _apply_next(connection, known):
         count += 1
     return count
+
+
+async def _is_behind(connection: Connection, known: Sequence[Migration]) -> bool:
+    """Was it made by an older mailerd?"""
+    if await connection.fetchval("SELECT to_regclass('schema_migrations') IS NULL OR to_regclass('workers') IS NULL"):
+        return False
+    latest = await connection.fetchval("SELECT max(version) FROM schema_migrations")
+    return latest is not None and latest < max(migration.version for migration in known)
+
+
+async def _at_work(connection: Connection) -> list[str]:
+    """The nodes whose workers are seen to beat. What a crash left does not, and that takes a while to see."""
+    before = {row["number"]: row["beat"] for row in await connection.fetch(BEATS)}
+    if not before:
+        return []
+    await asyncio.sleep(WATCHED)
+    rows = await connection.fetch(BEATS)
+    return sorted({row["node"] for row in rows if before.get(row["number"], -1) != row["beat"]})
 
 
 async def _apply_next(connection: Connection, known: Sequence[Migration]) -> bool:

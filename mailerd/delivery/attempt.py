@@ -422,7 +422,7 @@ class Attempts:
 
     async def _read(self, message: Message) -> bytes | None:
         """The content, from memory or the database, however long that is away; None when the message is gone."""
-        while message.content is None:
+        while message.content is None and not message.render:
             try:
                 return await self._store.content(message.id)
             except AWAY as error:

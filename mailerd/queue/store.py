@@ -17,6 +17,7 @@ from mailerd.db.arrays import any_of, rows, unnested
 from mailerd.errors import MailerdError
 from mailerd.events import Event
 from mailerd.queue import contents
+from mailerd.queue.ids import format_message_id
 from mailerd.queue.mail import Message, Queue, Recipient, queue_of
 from mailerd.queue.suppression import Suppression, SuppressionStore
 
@@ -420,8 +421,13 @@ class QueueStore:
         return list(messages.values())
 
     async def content(self, message_id: int) -> bytes | None:
-        """The message's bytes; None when it is gone."""
-        value: bytes | None = await self._pool.fetchval(CONTENT, message_id)
+        """The message's bytes; None when it is gone. LookupError: it is there without them, and must not be dropped."""
+        row = await self._pool.fetchrow(CONTENT, message_id)
+        if row is None:
+            return None
+        if row[0] is None:
+            raise LookupError(f"the content of message {format_message_id(message_id)} is not in the database")
+        value: bytes = row[0]
         return value
 
     async def block(self, blocked: Mapping[Queue, tuple[datetime, str]]) -> None:

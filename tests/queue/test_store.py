@@ -249,6 +249,18 @@ async def test_contents_of_every_size_come_back_as_they_were(store: QueueStore, 
     assert await pool.fetchval("SELECT count(*) FROM messages WHERE content IS NULL") == len(SIZES) - 1
 
 
+async def test_a_message_whose_content_is_missing_is_not_taken_for_one_that_is_gone(
+    store: QueueStore, pool: Pool, worker: int
+) -> None:
+    message = holding(os.urandom(LARGE))
+    await accept(store, message)
+    await pool.execute("DELETE FROM large_contents WHERE message_id = $1", message.id)
+
+    with pytest.raises(LookupError, match="is not in the database"):
+        await store.content(message.id)
+    assert await store.content(message.id + 1) is None
+
+
 async def test_a_few_small_messages_need_no_rows_of_their_own(store: QueueStore, pool: Pool, worker: int) -> None:
     await accept(store, *(holding(os.urandom(10_000)) for _ in range(10)))
 
