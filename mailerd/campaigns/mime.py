@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mailerd.campaigns.templates.pieces import Body
 from mailerd.wire.compose import Address, address_field, text_field
+from mailerd.wire.dkim import is_canonical
 from mailerd.wire.message import MAX_LINE
 
 NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
@@ -39,11 +40,16 @@ def to_field(address: str, name: str) -> bytes:
     return address_field("To", Address(address, NAME.sub(" ", name).strip()[:100]))
 
 
-def mail(head: Head, to: bytes, subject: bytes, date: str, message_id: str, *, html: Body, text: Body) -> bytes:
-    """All of it: text and HTML as alternatives, in UTF-8. `to` and `subject` are whole fields."""
+def mail(
+    head: Head, to: bytes, subject: bytes, date: str, message_id: str, *, html: Body, text: Body
+) -> tuple[bytes, bool]:
+    """All of it: text and HTML as alternatives, in UTF-8; and whether its body is in DKIM's canonical form.
+
+    `to` and `subject` are whole fields.
+    """
     plain, rich = _part("plain", text), _part("html", html)
     boundary = b"=_" + blake2b(message_id.encode(), digest_size=15).hexdigest().encode()
-    return b"".join(
+    content = b"".join(
         (
             head.first,
             to,
@@ -58,25 +64,30 @@ def mail(head: Head, to: bytes, subject: bytes, date: str, message_id: str, *, h
             boundary,
             b'"\r\n\r\n--',
             boundary,
-            *plain,
+            *plain[:2],
             b"\r\n--",
             boundary,
-            *rich,
+            *rich[:2],
             b"\r\n--",
             boundary,
             b"--\r\n",
         )
     )
+    return content, plain[2] and rich[2]
 
 
-def _part(subtype: str, body: Body) -> tuple[bytes, bytes]:
-    """What follows the boundary: header and body; quoted-printable where a line is too long (RFC 5322 2.1.1)."""
+def _part(subtype: str, body: Body) -> tuple[bytes, bytes, bool]:
+    """What follows the boundary: header and body, and whether that is in DKIM's canonical form.
+
+    Quoted-printable where a line is too long (RFC 5322 2.1.1).
+    """
     content, outline = body
+    canonical = is_canonical(outline)
     if max(map(len, outline.split(b"\n"))) > MAX_LINE + 1:  # with its CR
-        encoding, content = b"quoted-printable", b2a_qp(content, istext=True)
+        encoding, content, canonical = b"quoted-printable", b2a_qp(content, istext=True), False
     elif outline.isascii():
         encoding = b"7bit"
     else:
         encoding = b"8bit"
     head = b"\r\nContent-Type: text/%s; charset=utf-8\r\nContent-Transfer-Encoding: %s\r\n\r\n"
-    return head % (subtype.encode(), encoding), content
+    return head % (subtype.encode(), encoding), content, canonical

@@ -388,6 +388,7 @@ class Attempts:
         message.rendered_at = rendered.asked_at
         message.content = rendered.content
         message.eight_bit = not rendered.content.isascii()
+        message.canonical = rendered.canonical
         message.signature = signature
         return True
 
@@ -438,6 +439,7 @@ class Attempts:
         if message.eight_bit and not session.supports_8bit and (converted := downgrade(content)) is not None:
             message.content = content = converted
             message.eight_bit = not converted.isascii()
+            message.canonical = False
             message.signature = None
         if head := self._personal.header(message, job.recipients):
             content = head + content
@@ -449,18 +451,20 @@ class Attempts:
 
     async def _sign(self, message: Message, content: bytes) -> bytes:
         if self._signers is None:
-            return self._signed(message, content)
-        return await asyncio.get_running_loop().run_in_executor(self._signers, self._signed, message, content)
+            return self._signed(message, content, message.canonical)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._signers, self._signed, message, content, message.canonical)
 
-    def _signed(self, message: Message, content: bytes) -> bytes:
+    def _signed(self, message: Message, content: bytes, canonical: bool) -> bytes:
         """The fields of its signatures."""
         if message.credential == FOREIGN:
             return b""
         keys = self._identity.signing_keys(header_block(content), message.sender)
-        return dkim.sign(content, keys, now=int(self._clock().timestamp())) if keys else b""
+        return dkim.sign(content, keys, now=int(self._clock().timestamp()), canonical=canonical) if keys else b""
 
-    def _signed_ahead(self, message: Message, recipient: Recipient, content: bytes) -> bytes:
-        return self._signed(message, self._personal.header(message, [recipient]) + content)
+    def _signed_ahead(self, message: Message, recipient: Recipient, rendered: Rendered) -> bytes:
+        content = self._personal.header(message, [recipient]) + rendered.content
+        return self._signed(message, content, rendered.canonical)
 
     def _open(self, job: Job) -> None:
         for recipient in job.recipients:

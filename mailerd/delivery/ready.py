@@ -34,7 +34,7 @@ class Readying:
     def __init__(
         self,
         render: Callable[[Message, Recipient], Awaitable[Rendered | Withheld]],
-        sign: Callable[[Message, Recipient, bytes], bytes] | None,
+        sign: Callable[[Message, Recipient, Rendered], bytes] | None,
     ) -> None:
         self._render = render
         self._sign = sign
@@ -72,4 +72,4 @@ class Readying:
     def _signature(self, message: Message, recipient: Recipient, outcome: Rendered | Withheld) -> bytes | None:
         if self._sign is None or isinstance(outcome, Withheld):
             return None
-        return self._sign(message, recipient, outcome.content)
+        return self._sign(message, recipient, outcome)

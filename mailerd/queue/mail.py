@@ -39,7 +39,8 @@ class Message:
     unsubscribe from within the stream, `unsubscribe` asks for the header fields by which. `render` is what its content
     is made from right before it is sent, in the words of whoever renders; such a message has one recipient, and in the
     database no content; `rendered_at` is when it was asked last whether it may be sent, of the monotonic clock of this
-    process. `flow`, made of the others, says who competes for a turn.
+    process, `canonical` whether its body is known to be in DKIM's relaxed form. `flow`, made of the others, says who
+    competes for a turn.
     """
 
     id: int
@@ -67,6 +68,7 @@ class Message:
     in_hand: int = 0
     signature: bytes | None = None
     rendered_at: float = -inf
+    canonical: bool = False
     flow: str = field(init=False)
 
     @property

@@ -22,6 +22,7 @@ from mailerd.config import Config, Http, SendingDomain, Tenant
 from mailerd.delivery.rendering import Rendered, Withheld
 from mailerd.queue.mail import Message
 from mailerd.wire.compose import Address, text_field
+from mailerd.wire.dkim import canonical_body
 from mailerd.wire.preferences import PURPOSE, Preferences, read_preferences
 from mailerd.wire.tokens import Tokens
 from mailerd.wire.tracking import Click, Open, Tracking
@@ -258,7 +259,7 @@ HEAD = mime.head(Address("a@sender.example"), "b@sender.example", "", "")
     ],
 )
 def test_content_goes_out_as_it_is_unless_a_line_is_too_long(text: str, encoding: str) -> None:
-    content = mime.mail(
+    content, canonical = mime.mail(
         HEAD,
         mime.to_field("c@example.org", ""),
         text_field("Subject", "s"),
@@ -268,6 +269,8 @@ def test_content_goes_out_as_it_is_unless_a_line_is_too_long(text: str, encoding
         text=body_of(text),
     )
 
+    body = content.partition(b"\r\n\r\n")[2]
+    assert canonical == (encoding != "quoted-printable" and canonical_body(body) == body)
     assert max(map(len, content.split(b"\r\n"))) <= 998
     assert content.count(b"\r") == content.count(b"\n") == content.count(b"\r\n")
     for part in parsed(content).iter_parts():

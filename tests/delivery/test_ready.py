@@ -35,8 +35,8 @@ class Press:
             return Withheld("erased", "the contact is not there any more")
         return Rendered(b"%d" % message.id + b"x" * self.size, 1.0)
 
-    def sign(self, message: Message, recipient: Recipient, content: bytes) -> bytes:
-        assert content.startswith(b"%d" % message.id)
+    def sign(self, message: Message, recipient: Recipient, rendered: Rendered) -> bytes:
+        assert rendered.content.startswith(b"%d" % message.id)
         return b"signed %d for " % message.id + recipient.address.encode()
 
 

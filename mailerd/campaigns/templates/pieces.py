@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from jinja2 import nodes
 
+from mailerd.wire.dkim import is_canonical
 from mailerd.wire.message import MAX_LINE
 
 BARE = re.compile(r"\r\n?")
@@ -24,7 +25,10 @@ VARIABLE = re.compile(r"_l([0-9]+)|_pixel")
 
 
 class Body(NamedTuple):
-    """Content in UTF-8 with CRLF, and its outline: their longest lines are as long, and both are ASCII, or neither."""
+    """Content in UTF-8 with CRLF, and its outline.
+
+    The longest lines of both are as long, both are ASCII or neither, and both are in DKIM's canonical form or neither.
+    """
 
     content: bytes
     outline: bytes
@@ -54,15 +58,16 @@ class Piece:
 
 
 def _outline(full: bytes) -> bytes:
-    """The first and the last line, those with slots, the first that is not ASCII, and those that are too long."""
+    """The first and the last line, those with slots, those too long, the first that is not ASCII or not canonical."""
     lines = LINE.findall(full)
     kept = []
-    ascii_ = True
+    ascii_ = canonical = True
     for n, line in enumerate(lines):
-        odd = len(line) > MAX_LINE + 1 or (ascii_ and not line.isascii())
+        odd = len(line) > MAX_LINE + 1 or (ascii_ and not line.isascii()) or (canonical and not is_canonical(line))
         if odd or n in (0, len(lines) - 1) or _OPEN.encode() in line:
             kept.append(line)
             ascii_ = ascii_ and line.isascii()
+            canonical = canonical and is_canonical(line)
     return b"".join(kept)
 
 

@@ -169,7 +169,13 @@ class Language(ImmutableSandboxedEnvironment):
 
     def __init__(self, *, html: bool) -> None:
         super().__init__(
-            autoescape=html, undefined=Missing, optimized=False, finalize=_finalize, extensions=[Contains], cache_size=0
+            autoescape=html,
+            undefined=Missing,
+            optimized=False,
+            finalize=_finalize,
+            extensions=[Contains],
+            cache_size=0,
+            lstrip_blocks=html,  # an indented tag leaves an empty line: a line of spaces is not canonical (DKIM)
         )
         self.globals.clear()
         self.filters.clear()

@@ -5,6 +5,7 @@ import pytest
 from mailerd.campaigns.templates.compiling import compile_template
 from mailerd.campaigns.templates.contexts import SAMPLE
 from mailerd.campaigns.templates.pieces import body_of
+from mailerd.wire.dkim import is_canonical
 from mailerd.campaigns.templates.rendering import Prepared
 from mailerd.campaigns.templates.values import RenderError
 from mailerd.wire.message import MAX_LINE
@@ -20,8 +21,10 @@ HTML = [
     "<p>{{ contact.first_name }}",
     "<p>ö\nü\ne {{ contact.first_name }}\n%s %b\n",
     "<p>" + "x\n" * 5 + "y" * 1_200,
+    "<p>a\n<pre>\n one\n  two  spaces\n\ttab \n</pre>\n{{ contact.first_name }}",
+    "<p>a\n  {% if contact.first_name %}\n  b {% endif %} \nc",
 ]
-NAMES = ["Ann", "Zoë", "a\nb", "a\rb\r", "\r", "<b>&", "", "x" * 1_100, "%s", "\0", "\ud800"]
+NAMES = ["Ann", " ", "Ann ", "a  b", "\t", "Zoë", "a\nb", "a\rb\r", "\r", "<b>&", "", "x" * 1_100, "%s", "\0", "\ud800"]
 
 
 def prepared(html: str) -> Prepared:
@@ -50,6 +53,7 @@ def test_bytes_are_what_the_text_is(html: str, name: str, tracked: bool) -> None
         lengths = [max(map(len, part.split(b"\n"))) for part in body]
         assert lengths[0] == lengths[1] or max(lengths) <= MAX_LINE + 1
         assert body.content.isascii() == body.outline.isascii()
+        assert is_canonical(body.content) == is_canonical(body.outline)
     assert "{{" not in text.html
     assert "\0" not in text.html.replace(name, "")
 
