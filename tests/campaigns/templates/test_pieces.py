@@ -5,9 +5,9 @@ import pytest
 from mailerd.campaigns.templates.compiling import compile_template
 from mailerd.campaigns.templates.contexts import SAMPLE
 from mailerd.campaigns.templates.pieces import body_of
-from mailerd.wire.dkim import is_canonical
 from mailerd.campaigns.templates.rendering import Prepared
 from mailerd.campaigns.templates.values import RenderError
+from mailerd.wire.dkim import is_canonical
 from mailerd.wire.message import MAX_LINE
 
 LINKS = (
