@@ -189,3 +189,29 @@ async def test_mail_by_smtp_is_tracked_as_its_header_asks_and_nobody_else_sees_t
     assert b'<img src="https://t.example/o/' in content
     facts = json.loads(await relay.pool.fetchval(FACTS))
     assert facts["tracking"] == ["opens", "clicks"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "track"),
+    [
+        (b"x-mAiLeRd-TrAcK: opens,\r\n clicks\r\n", None),
+        (b"X-Mailerd-Track:\r\n\topens\r\n , clicks\r\n", None),
+        (b"X-Mailerd-Track \t: opens\r\n", None),
+        (b"X-Mailerd-Track: off\r\n", None),
+        (b"X-MAILERD-TRACK: opens\r\nSubject: x\r\nX-Mailerd-Track:\r\n nonsense\r\n", Track()),
+        (b"X-Mailerd-Track: opens\r\nSubject: x\r\nx-mailerd-track: clicks\r\n", Track(True, True)),
+    ],
+)
+async def test_the_field_that_asks_for_tracking_never_goes_out(
+    relay: RunningRelay, fields: bytes, track: Track | None
+) -> None:
+    html = b"Content-Type: text/html\r\n\r\n<p>x</p>\r\n"
+
+    for content in (fields + b"From: a@sender.example\r\n" + html, b"From: a@sender.example\r\n" + fields + html):
+        tomorrow = relay.clock.now + timedelta(days=1)
+        receipt = await relay.submit("bob@example.net", content=content, not_before=tomorrow, track=track)
+
+        stored = await relay.pool.fetchval("SELECT content FROM messages WHERE id = $1", receipt.message_id)
+        header = stored.partition(b"\r\n\r\n")[0].lower()
+        assert b"mailerd-track" not in header
+        assert not any(word in header for word in (b"opens", b"clicks", b"nonsense"))

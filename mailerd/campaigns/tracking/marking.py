@@ -1,12 +1,17 @@
 """Tracks one message that asks for it: a pixel in its HTML, and links that lead through us. Pure.
 
 It has no campaign and no contact, so its tokens name the message alone. All else of it stays byte for byte, and what is
-signed or encrypted (S/MIME, PGP) stays as a whole; so do attachments, plain text, and links with `data-track="off"`. A
-body with that is not tracked at all.
+signed or encrypted (S/MIME, PGP) stays as a whole; so do attachments, plain text, HTML in letters that `<` may be part
+of, and links with `data-track="off"`. A body with that is not tracked at all.
+
+It is done while others wait: how much HTML, how many links and parts a message may have is bounded.
 """
 
 import binascii
+import re
 from collections.abc import Callable, Iterator
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from html import escape, unescape
 from typing import NamedTuple
 
@@ -22,10 +27,19 @@ from mailerd.wire.compose import encoded_base64
 from mailerd.wire.message import MAX_LINE, remove_headers
 from mailerd.wire.tracking import Tracking, is_target
 
-MAX_HTML = 300_000  # bytes; three times of what Gmail shows
+MAX_HTML = 300_000  # bytes of all HTML of a message; three times of what Gmail shows
+MAX_MARKED = 1_000  # links of a message, of the same URL or not
+MAX_PARTS = 300  # of a message, HTML or not
 MAX_DEPTH = 6
 SEALED = frozenset({"multipart/signed", "multipart/encrypted"})
-WIDE = ("utf-16", "utf-32", "utf-7", "ucs-")  # in these `<` is no single byte, or may be something else
+# Python's names of those in which no byte of another letter is one that markup is made of. Shift states are in none.
+CHARSETS = frozenset(
+    {"utf_8", "ascii", "latin_1", "koi8_r", "koi8_u", "gb2312", "gbk", "gb18030", "big5", "euc_jp", "euc_kr"}
+    | {"shift_jis", "cp932", "cp949"}
+    | {f"iso8859_{number}" for number in range(1, 17)}
+    | {f"cp125{number}" for number in range(9)}
+)
+EXTENDED = re.compile(r"charset\s*\*", re.IGNORECASE)  # RFC 2231: in pieces, or encoded itself
 PLAIN = frozenset({"", "7bit", "8bit", "binary"})
 ENCODING = "Content-Transfer-Encoding"
 LATIN = "iso-8859-1"  # bytes as letters, and back: what we look for is ASCII in all that is left
@@ -60,30 +74,44 @@ class Marking:
         if not base:
             text = f"tracking needs http.public_url, or domains.{domain}.tracking_url"
             raise Refused(550, "5.5.4", text, name="tracking_unavailable", field="tracking")
-        numbers: dict[str, int] = {}
+        made: dict[str, str] = {}
+        marked = 0
 
         def link(url: str) -> str | None:
+            nonlocal marked
             if not is_target(url) or url.startswith((f"{base}/u/", f"{base}/p/")):
                 return None
-            if url not in numbers and len(numbers) == MAX_LINKS:
-                return None
-            number = numbers.setdefault(url, len(numbers) + 1)
-            return f"{base}/c/{self._tokens.click_token(message_id, 0, 0, number, url)}"
+            if url not in made:
+                if len(made) == MAX_LINKS:
+                    return None
+                made[url] = f"{base}/c/{self._tokens.click_token(message_id, 0, 0, len(made) + 1, url)}"
+            marked += 1
+            if marked > MAX_MARKED:
+                raise _too_large(f"HTML with more than {MAX_MARKED:,} links is not tracked")
+            return made[url]
 
         pixel = f"{base}/o/{self._tokens.open_token(message_id, 0, 0)}" if track.opens else ""
-        return _marked(content, link if track.clicks else None, pixel)
+        tracked = _marked(content, link if track.clicks else None, pixel)
+        if len(tracked) > max(len(content), self._config.smtp.max_size):
+            raise _too_large(f"with its tracking the message is larger than {self._config.smtp.max_size} bytes")
+        return tracked
+
+
+def _too_large(text: str) -> Refused:
+    return Refused(552, "5.3.4", text, name="too_large_to_track", field="tracking")
 
 
 def _marked(content: bytes, link: LinkFor | None, pixel: str) -> bytes:
     pieces: list[bytes] = []
     at = 0
-    for part in _html_parts(content, 0, len(content), 0):
+    size = 0
+    for part in _html_parts(content, 0, len(content), 0, iter(range(MAX_PARTS))):
         html = _decoded(content[part.body : part.end], part.encoding)
-        if html is None:
+        if html is None or b"\0" in html:  # that is UTF-16 or no text, whatever it says
             continue
-        if len(html) > MAX_HTML:
-            text = f"HTML of more than {MAX_HTML:,} bytes is not tracked"
-            raise Refused(552, "5.3.4", text, name="too_large_to_track", field="tracking")
+        size += len(html)
+        if size > MAX_HTML:
+            raise _too_large(f"HTML of more than {MAX_HTML:,} bytes is not tracked")
         marked = mark_html(html.decode(LATIN), link, pixel).encode(LATIN)
         if marked == html:
             continue
@@ -93,23 +121,31 @@ def _marked(content: bytes, link: LinkFor | None, pixel: str) -> bytes:
     return b"".join([*pieces, content[at:]]) if pieces else content
 
 
-def _html_parts(content: bytes, start: int, end: int, depth: int) -> Iterator[_Part]:
-    """In order. Of messages within the message nothing is looked at."""
+def _html_parts(content: bytes, start: int, end: int, depth: int, places: Iterator[int]) -> Iterator[_Part]:
+    """In order. Of messages within the message nothing is looked at. Every part takes one of the `places`."""
+    if next(places, None) is None:
+        raise _too_large(f"a message of more than {MAX_PARTS} parts is not tracked")
     header_end, body = split_header(content, start, end)
     header = parse_header(content[start:header_end])
-    kind, parameters = media_type(header.text("content-type"))
+    content_type = header.text("content-type")
+    kind, parameters = media_type(content_type)
     if kind == "text/html":
-        if _is_shown(header) and not parameters.get("charset", "").lower().startswith(WIDE):
+        if body < end and _is_shown(header) and _is_readable(content_type, parameters.get("charset", "")):
             yield _Part(start, body, end, header.text("content-transfer-encoding", 40).strip().lower())
     elif kind.startswith("multipart/") and kind not in SEALED and depth < MAX_DEPTH:
         boundary = parameters.get("boundary", "").encode("utf-8", "replace")
         for begin, stop in spans(content, body, end, boundary) if boundary else ():
             line_end = content[stop - 1 : stop] == b"\r" and stop > begin  # its LF begins the delimiter
-            yield from _html_parts(content, begin, stop - line_end, depth + 1)
+            yield from _html_parts(content, begin, stop - line_end, depth + 1, places)
 
 
 def _is_shown(header: Header) -> bool:
     return not header.text("content-disposition").strip().lower().startswith("attachment")
+
+
+def _is_readable(content_type: str, charset: str) -> bool:
+    name = normalize_encoding(charset).lower()  # no codec is looked for: names that are none would be kept for good
+    return EXTENDED.search(content_type) is None and (not charset or aliases.get(name, name) in CHARSETS)
 
 
 def _decoded(body: bytes, encoding: str) -> bytes | None:
@@ -133,8 +169,9 @@ def _encoded(html: bytes, header: bytes, encoding: str) -> tuple[bytes, bytes]:
         header = fields + f"{ENCODING}: quoted-printable\r\n\r\n".encode()
     elif encoding in PLAIN:
         return header, html
-    folded = binascii.b2a_qp(html, istext=True)
-    return header, folded if b"\r\n" in folded else folded.replace(b"\n", b"\r\n")  # it does as it finds the first line
+    # Line by line: a CR or LF that was encoded for itself stays so, or it would go out bare.
+    lines = [binascii.b2a_qp(line, istext=False).replace(b"\n", b"\r\n") for line in html.split(b"\r\n")]
+    return header, b"\r\n".join(lines)
 
 
 def mark_html(html: str, link: LinkFor | None, pixel: str) -> str:
