@@ -1,5 +1,6 @@
 """The front door: SMTP, HTTP and whoever else has mail to send end here, at the moment we become responsible for it."""
 
+import asyncio
 import re
 import secrets
 import time
@@ -36,6 +37,7 @@ log = structlog.get_logger()
 MAX_HOPS = 100  # Received fields; RFC 5321 6.3
 MAX_FACT = 200  # characters of a subject kept in the event
 LONGEST_WAIT = timedelta(days=365)  # of scheduled mail
+TURN = 0.01  # seconds that a batch is prepared for before others get their turn: one that is tracked may take several
 STREAM = "transactional"  # when neither the credential nor the submitter says
 REMOVED = (*wire.REMOVED, *FOR_US)
 OWN = Credential(name="mailerd", kind="trusted")  # of mail that we write ourselves
@@ -194,7 +196,13 @@ class Submitter:
         """
         if idempotency is not None and (earlier := await self._idempotency.find(idempotency)) is not None:
             return earlier
-        prepared = [self._try_to_prepare(envelope, content, origin) for envelope, content in items]
+        prepared = []
+        turn_ends = time.monotonic() + TURN
+        for envelope, content in items:
+            if time.monotonic() > turn_ends:
+                await asyncio.sleep(0)
+                turn_ends = time.monotonic() + TURN
+            prepared.append(self._try_to_prepare(envelope, content, origin))
         found = await self._screen([each[0] for each in prepared if not isinstance(each, Refused)])
         taken: list[Message] = []
         messages: list[Message] = []  # with the reports about them

@@ -1,18 +1,19 @@
 """What is taken in, from whom, for when; and that nothing in a message can keep the database from taking others."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mailerd.config import Pool, Rate, Stream
+from mailerd.config import Pool, Rate, SendingDomain, Stream
 from mailerd.errors import Refused
 from mailerd.intake.credentials import TRUSTED, Credential
-from mailerd.intake.envelope import Envelope, Origin
+from mailerd.intake.envelope import Envelope, Origin, Track
 from mailerd.intake.idempotency import Conflict, Idempotency, Replayed
+from mailerd.intake.submission import Item
 from mailerd.queue.suppression import Reason, Suppression
 from mailerd.wire.smtp import parse_rcpt
 from tests.support.dns_server import DnsServer
@@ -346,6 +347,38 @@ async def test_a_batch_of_nothing_but_suppressed_mail_is_refused_and_told(relay:
     assert outcome[1] == b""
     told = "SELECT count(*) FROM events WHERE type = 'recipient.suppressed' AND message_id = 0"
     assert await relay.pool.fetchval(told) == 2
+
+
+async def test_others_get_their_turn_while_a_batch_with_much_to_mark_is_prepared(database: str, tmp_path: Path) -> None:
+    turns = 0
+    seen: list[int] = []
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    class Watched(list[Item]):
+        def __iter__(self) -> Iterator[Item]:
+            for item in super().__iter__():
+                yield item
+                seen.append(turns)  # when it was prepared, and others had their turn
+
+    html = b'<a href="https://a.example/">x</a>\r\n' * 1_000 + b"<p>x\r\n" * 40_000
+    content = b"From: ann@sender.example\r\nContent-Type: text/html\r\n\r\n" + html
+    origin = Origin("http", "127.0.0.1", "", "", TRUSTED)
+    async with DnsServer() as dns:
+        domains = {"sender.example": SendingDomain(tracking_url="https://t.example")}
+        async with running_relay(relay_config(tmp_path, dns, domains=domains), database) as relay:
+            to = [parse_rcpt(f"TO:<{TO}>")]
+            envelope = Envelope("ann@sender.example", to, not_before=tomorrow(relay), track=Track(True, True))
+            other = asyncio.create_task(others())
+            await relay.relay.submitter.submit_batch(
+                Watched([(envelope, content)] * 4), origin, None, 202, lambda results: b""
+            )
+            other.cancel()
+    assert len(set(seen)) >= 3
 
 
 async def test_refused_mail_counts_for_the_rate_of_its_credential(relay: RunningRelay) -> None:
