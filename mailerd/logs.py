@@ -5,7 +5,9 @@ A line that cannot be written stops nothing: it is left out, and `log.lines_lost
 
 import asyncio
 import atexit
+import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -24,7 +26,16 @@ AT_ONCE = 4_096  # bytes of one write: in a pipe that several processes write to
 
 NEWLINE = ord("\n")
 
-_encode = msgspec.json.Encoder(enc_hook=str).encode
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
+
+
+def _encode(fields: dict[str, Any]) -> bytes:
+    try:
+        return _ENCODER.encode(fields)
+    except UnicodeEncodeError:  # bytes of others that were no UTF-8 (`surrogateescape`)
+        text = json.dumps(msgspec.to_builtins(fields, enc_hook=str, str_keys=True), ensure_ascii=False)
+        return _SURROGATE.sub(lambda match: rf"\\u{ord(match[0]):04x}", text).encode()
 
 
 class Output:

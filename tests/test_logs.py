@@ -93,6 +93,7 @@ async def main():
     except KeyError:
         log.exception("second.crashed")
     log.info("message.accepted", error=OSError("x"), method="GET")
+    log.info("odd.letters", path="a\\udcff\\"ü", error=OSError("\\udc80"), more={1: ["\\udc81"]})
     await asyncio.sleep(0.1)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -102,13 +103,15 @@ asyncio.run(main())
 
 def test_a_killed_process_has_written_what_it_said_a_tenth_of_a_second_before():
     process = subprocess.run([sys.executable, "-c", LOGGING], stderr=subprocess.PIPE, timeout=60, check=False)
-    first, second, third = map(json.loads, process.stderr.splitlines())
+    first, second, third, fourth = map(json.loads, process.stderr.splitlines())
 
     assert list(first) == ["to", "ms", "event", "level", "timestamp"]
     assert (first["to"], first["event"], first["level"]) == ("zoë@example.com", "recipient.delivered", "info")
     assert (second["event"], second["level"]) == ("second.crashed", "error")
     assert second["exception"].endswith("KeyError: 'key'")
     assert (third["error"], third["method"]) == ("x", "GET")
+    assert (fourth["path"], fourth["error"], fourth["more"]) == ('a\\udcff"ü', "\\udc80", {"1": ["\\udc81"]})
+    assert list(fourth)[3:] == ["event", "level", "timestamp"]
 
 
 PROGRAM = """
