@@ -8,7 +8,8 @@
 `FailpointError`, an `OSError`, as if the database had gone: at the steps of `ASKING` alone. Without `@` it is the first
 passing. Words in the environment hold for every process that inherits them, each with a count of its own. A file may
 come to be, change and go while processes run, and holds for one passing of one process: whoever gets there first
-renames it to `FILE.taken`, so that its absence says that it has happened.
+renames it to `FILE.taken`, so that its absence says that it has happened. What is wrong with it while they run is
+logged, and it says nothing then.
 
 Without the variable nothing is called at all: a step is written
 
@@ -25,7 +26,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from mailerd.errors import ConfigError, ConfigProblem
+
+log = structlog.get_logger()
 
 VARIABLE = "MAILERD_FAILPOINTS"
 ON = bool(os.environ.get(VARIABLE))
@@ -134,6 +139,7 @@ class _Armed:
         self._points = {} if self._file else parse(value)
         self._version: tuple[int, int] | None = None  # of the file: inode, time
         self._passed: Counter[str] = Counter()
+        self._problem = ""  # with the file, that was logged
 
     def passed(self, step: str) -> Failpoint | None:
         """Count a passing; what is to be done, if anything is."""
@@ -143,29 +149,41 @@ class _Armed:
         if point is None:
             return None
         self._passed[step] += 1
-        if self._passed[step] != point.at or (self._file is not None and not _take(self._file)):
+        if self._passed[step] != point.at or (self._file is not None and not self._take(self._file)):
             return None
         return point
 
     def _read(self, file: Path) -> None:
         try:
             there = file.stat()
-            if self._version != (there.st_ino, there.st_mtime_ns):
-                self._points = parse(file.read_text())
-                self._version = there.st_ino, there.st_mtime_ns
-                self._passed.clear()
+            if self._version == (there.st_ino, there.st_mtime_ns):
+                return
+            text = file.read_text()
+            self._version = there.st_ino, there.st_mtime_ns
+            self._points = parse(text)
+            self._passed.clear()
         except FileNotFoundError:
             self._points = {}
             self._version = None
+        except (OSError, UnicodeError, ConfigError) as error:
+            self._points = {}
+            self._ignore(error)
 
+    def _take(self, file: Path) -> bool:
+        """Is it ours to do? Of several processes that get here at once one is told so."""
+        try:
+            file.rename(file.with_name(file.name + ".taken"))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._ignore(error)
+            return False
+        return True
 
-def _take(file: Path) -> bool:
-    """Is it ours to do? Of several processes that get here at once one is told so."""
-    try:
-        file.rename(file.with_name(file.name + ".taken"))
-    except FileNotFoundError:
-        return False
-    return True
+    def _ignore(self, error: Exception) -> None:
+        if self._problem != str(error):
+            self._problem = str(error)
+            log.error("failpoints.ignored", error=self._problem)
 
 
 _armed: _Armed | None = None

@@ -127,6 +127,34 @@ async def test_a_file_holds_for_one_process_alone(tmp_path: Path) -> None:
     assert (tmp_path / "failpoints.taken").exists()
 
 
+@pytest.mark.parametrize("content", [b"settle.after=kil", b"\xff\xfe", None])
+async def test_a_file_that_cannot_be_followed_is_logged_once_and_says_nothing(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "failpoints"
+    if content is None:
+        file.mkdir()  # that is what even root cannot read
+    else:
+        file.write_bytes(content)
+
+    status, said, error = await run(f"@{file}", "settle.after", "settle.before", "settle.after")
+
+    assert (status, error) == (0, "")
+    assert said[-3:] == ["settle.after", "settle.before", "settle.after"]
+    assert said.count("failpoints.ignored") == 1
+
+
+async def test_a_file_that_cannot_be_taken_is_for_nobody(tmp_path: Path) -> None:
+    file = tmp_path / "failpoints"
+    file.write_text("settle.after=kill")
+    (tmp_path / "failpoints.taken").mkdir()
+
+    status, said, _ = await run(f"@{file}", "settle.after", "settle.before")
+
+    assert (status, said[-1]) == (0, "settle.before")
+    assert said.count("failpoints.ignored") == 1
+
+
 async def test_without_the_variable_nothing_is_on() -> None:
     environ = {name: value for name, value in os.environ.items() if name != failpoints.VARIABLE}
     command = (sys.executable, "-c", "from mailerd import failpoints; print(failpoints.ON)")
