@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,12 +50,23 @@ from benchmarks.report import Results
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+QUICK_RESULTS = HERE / "work" / "quick"  # that nobody takes them for figures
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=False)
 console = Console(width=None if sys.stdout.isatty() else 160)
 
 Work = Annotated[Path, typer.Option(help="Where spools and databases are made, and removed at the end.")]
-Out = Annotated[Path, typer.Option(help="Where NAME.jsonl, NAME.md and NAME.svg are written.")]
-Quick = Annotated[bool, typer.Option("--quick", help="A small version: to see that it works, not for figures.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where NAME.jsonl, NAME.md and NAME.svg are written: benchmarks/results if not given, with --quick "
+        "benchmarks/work/quick.",
+        show_default=False,
+    ),
+]
+Quick = Annotated[
+    bool,
+    typer.Option("--quick", help="A small version: to see that it works, not for figures, and not among the results."),
+]
 Rounds = Annotated[int, typer.Option(min=1, help="Of which medians are taken.")]
 DEFAULT_WORK = Path(os.environ.get("MAILERD_BENCH_WORK", HERE / "work"))
 
@@ -83,7 +94,7 @@ def main(context: typer.Context) -> None:
 @app.command(name="relay")
 def relay_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     rounds: Rounds = 3,
     cells: Annotated[str, typer.Option(help="usual, quick, or every: 64 cells.")] = "usual",
@@ -96,9 +107,14 @@ def relay_command(
     profile: Annotated[float, typer.Option(help="Watch a mailerd worker by py-spy for so many seconds instead.")] = 0.0,
 ) -> None:
     """End-to-end relay beside other mail servers: unsigned and with DKIM, in clear and with STARTTLS."""
-    chosen = {"usual": relay.USUAL, "quick": relay.QUICK, "every": tuple(relay.every_load())}[
-        "quick" if (quick or profile) and cells == "usual" else cells
-    ]
+    kinds = {"usual": relay.USUAL, "quick": relay.QUICK, "every": tuple(relay.every_load())}
+    for option, given, known in (
+        ("--cells", [cells], kinds),
+        ("--size", size, relay.SIZES),
+        ("--peer", peer, relay.PEERS),
+    ):
+        _check_known(option, given or [], known)
+    chosen = kinds["quick" if (quick or profile) and cells == "usual" else cells]
     sizes = {relay.SIZES[name] for name in size} if size else None
     chosen = tuple(
         load
@@ -112,7 +128,7 @@ def relay_command(
     with _work(work) as directory:
         complete = relay.run(
             directory,
-            Results(out, name, console, resumed=resume),
+            _results(out, quick, name, resumed=resume),
             loads=relay.sized(chosen, factor * (0.3 if quick else 1.0)),
             peers=peers,
             rounds=1 if quick else rounds,
@@ -126,26 +142,26 @@ def relay_command(
 @app.command(name="idle")
 def idle_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     connections: Annotated[int, typer.Option(help="Idle SMTP connections.")] = 10_000,
 ) -> None:
     """Memory of idle SMTP connections, and how fast a message gets in beside them."""
     with _work(work) as directory:
-        idle.run(directory, Results(out, "idle", console), connections=1_000 if quick else connections)
+        idle.run(directory, _results(out, quick, "idle"), connections=1_000 if quick else connections)
 
 
 @app.command(name="latency")
 def latency_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     rounds: Rounds = 3,
     seconds: Annotated[float | None, typer.Option(help="Of mail at half load, each time.")] = None,
 ) -> None:
     """How long messages wait to be accepted and to arrive at half load, beside Postfix."""
     with _work(work) as directory:
-        results = Results(out, "latency", console)
+        results = _results(out, quick, "latency")
         lasting = seconds or (5.0 if quick else 60.0)
         count = 1_000 if quick else 6_000
         kept = latency.run(
@@ -159,7 +175,7 @@ def latency_command(
 @app.command(name="backlog")
 def backlog_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     queued: Annotated[list[int] | None, typer.Option(help="Recipients in the queue.")] = None,
     domains: Annotated[list[int] | None, typer.Option(help="That they are in.")] = None,
@@ -168,7 +184,7 @@ def backlog_command(
     with _work(work) as directory:
         good = backlog.run(
             directory,
-            Results(out, "backlog", console),
+            _results(out, quick, "backlog"),
             queued=queued or ([500, 5_000] if quick else [1_000, 100_000, 1_000_000]),
             domains=domains or ([1, 100] if quick else [1, 1_000, 100_000]),
             judged=not quick,
@@ -181,7 +197,7 @@ def backlog_command(
 @app.command(name="api")
 def api_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     rounds: Rounds = 3,
 ) -> None:
@@ -190,7 +206,7 @@ def api_command(
         console.print(f"benchmarks need: {missing}")
         raise typer.Exit(69)
     with _work(work) as directory:
-        results = Results(out, "api", console)
+        results = _results(out, quick, "api")
         if not api.run(directory, results, rounds=1 if quick else rounds, seconds=3.0 if quick else 15.0):
             console.print("[red]refused, missing or twice[/red]")
             raise typer.Exit(1)
@@ -199,13 +215,13 @@ def api_command(
 @app.command(name="scale")
 def scale_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     rounds: Rounds = 3,
 ) -> None:
     """One and two workers, and two nodes over one PostgreSQL; what each part costs."""
     with _work(work) as directory:
-        results = Results(out, "scale", console)
+        results = _results(out, quick, "scale")
         if not scale.run(directory, results, rounds=1 if quick else rounds, count=1_000 if quick else 6_000):
             console.print("[red]messages are missing, came twice, or have no signature[/red]")
             raise typer.Exit(1)
@@ -213,7 +229,7 @@ def scale_command(
 
 @app.command(name="capacity")
 def capacity_command(
-    out: Out = RESULTS,
+    out: Annotated[Path, typer.Option(help="Where the results are, and where these go.")] = RESULTS,
     peak: Annotated[float, typer.Option(help="Times the average of the day.")] = capacity.Assumptions.peak,
     remote_seconds: Annotated[
         float, typer.Option(help="That a host takes for a message.")
@@ -232,7 +248,7 @@ def capacity_command(
 @app.command(name="soak")
 def soak_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     minutes: Annotated[float | None, typer.Option(help="Default: 60.")] = None,
 ) -> None:
@@ -240,7 +256,7 @@ def soak_command(
     with _work(work) as directory:
         good = soak.run(
             directory,
-            Results(out, "soak", console),
+            _results(out, quick, "soak"),
             minutes=minutes or (0.5 if quick else 60.0),
             count=1_000 if quick else 6_000,
             retry=5.0 if quick else 60.0,
@@ -254,7 +270,7 @@ def soak_command(
 @app.command(name="stages")
 def stages_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     seconds: Annotated[float | None, typer.Option(help="That each kind of mail is watched.")] = None,
 ) -> None:
@@ -262,7 +278,7 @@ def stages_command(
     with _work(work) as directory:
         good = stages.run(
             directory,
-            Results(out, "stages", console),
+            _results(out, quick, "stages"),
             seconds=seconds or (5.0 if quick else 30.0),
             contacts=10_000 if quick else 300_000,
             count=1_000 if quick else 6_000,
@@ -274,17 +290,18 @@ def stages_command(
 @app.command(name="blocked")
 def blocked_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     rounds: Rounds = 3,
     recipients: Annotated[int | None, typer.Option(help="That wait for the provider.")] = None,
     brake: Annotated[list[str] | None, typer.Option(help=", ".join(blocked.BRAKES))] = None,
 ) -> None:
     """What a million recipients that wait for one provider cost all other mail."""
+    _check_known("--brake", brake or [], blocked.BRAKES)
     with _work(work) as directory:
         blocked.run(
             directory,
-            Results(out, "blocked", console),
+            _results(out, quick, "blocked"),
             recipients=recipients or (20_000 if quick else 1_000_000),
             rounds=1 if quick else rounds,
             count=2_000 if quick else 10_000,
@@ -294,41 +311,41 @@ def blocked_command(
 
 
 @app.command(name="loads")
-def loads_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False, rounds: Rounds = 3) -> None:
+def loads_command(work: Work = DEFAULT_WORK, out: Out = None, quick: Quick = False, rounds: Rounds = 3) -> None:
     """What the load and the sink cost by themselves."""
     with _work(work) as directory:
-        results = Results(out, "loads", console)
+        results = _results(out, quick, "loads")
         loads.run(directory, results, rounds=1 if quick else rounds, count=2_000 if quick else 10_000)
 
 
 @app.command(name="throttle")
-def throttle_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
+def throttle_command(work: Work = DEFAULT_WORK, out: Out = None, quick: Quick = False) -> None:
     """The control loop beside fixed limits, at simulated receivers that throttle."""
-    throttle.run(Results(out, "throttle", console), quick=quick)
+    throttle.run(_results(out, quick, "throttle"), quick=quick)
 
 
 @app.command(name="shaping")
-def shaping_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
+def shaping_command(work: Work = DEFAULT_WORK, out: Out = None, quick: Quick = False) -> None:
     """Limits as a receiver sees them, with 1, 2 and 4 workers and with 2 nodes."""
     with _work(work) as directory:
-        if not shaping.run(directory, Results(out, "shaping", console), seconds=8.0 if quick else 30.0):
+        if not shaping.run(directory, _results(out, quick, "shaping"), seconds=8.0 if quick else 30.0):
             console.print("[red]the receiver saw more than a limit allows[/red]")
             raise typer.Exit(1)
 
 
 @app.command(name="bounces")
-def bounces_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False, rounds: Rounds = 3) -> None:
+def bounces_command(work: Work = DEFAULT_WORK, out: Out = None, quick: Quick = False, rounds: Rounds = 3) -> None:
     """How well and how fast the corpus of bounces and complaints is read."""
     del work  # nothing is written but results
-    bounces.run(Results(out, "bounces", console), rounds=1 if quick else rounds, passes=1 if quick else 10)
+    bounces.run(_results(out, quick, "bounces"), rounds=1 if quick else rounds, passes=1 if quick else 10)
 
 
 @app.command(name="inbound")
-def inbound_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False, rounds: Rounds = 3) -> None:
+def inbound_command(work: Work = DEFAULT_WORK, out: Out = None, quick: Quick = False, rounds: Rounds = 3) -> None:
     """Bounces that come in, alone and beside mail that goes out."""
     with _work(work) as directory:
         reports, mails = (500, 1_000) if quick else (5_000, 30_000)
-        results = Results(out, "inbound", console)
+        results = _results(out, quick, "inbound")
         if not inbound.run(directory, results, reports=reports, mails=mails, rounds=1 if quick else rounds):
             console.print("[red]some reports had no effect[/red]")
             raise typer.Exit(1)
@@ -337,7 +354,7 @@ def inbound_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick 
 @app.command(name="analytics")
 def analytics_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     rounds: Rounds = 3,
     events: Annotated[int | None, typer.Option(help="That were counted.")] = None,
@@ -346,7 +363,7 @@ def analytics_command(
     with _work(work) as directory:
         good = analytics.run(
             directory,
-            Results(out, "analytics", console),
+            _results(out, quick, "analytics"),
             events=events or (500_000 if quick else 100_000_000),
             rounds=1 if quick else rounds,
         )
@@ -358,7 +375,7 @@ def analytics_command(
 @app.command(name="campaign")
 def campaign_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     contacts: Annotated[int | None, typer.Option(help="In the audience.")] = None,
     mails: Annotated[int | None, typer.Option(help="That are waited for.")] = None,
@@ -368,13 +385,13 @@ def campaign_command(
     """A campaign to a million contacts; or one that is hurt all the time, and reaches each contact once."""
     with _work(work) as directory:
         if crash:
-            results = Results(out, "campaign-crash", console)
+            results = _results(out, quick, "campaign-crash")
             many = contacts or (3_000 if quick else 100_000)
             good = campaign.crash(directory, results, contacts=many, kills=kills or (5 if quick else 50))
         else:
             many = contacts or (20_000 if quick else 1_000_000)
             most = min(many, mails or (10_000 if quick else 200_000))
-            good = campaign.run(directory, Results(out, "campaign", console), contacts=many, mails=most)
+            good = campaign.run(directory, _results(out, quick, "campaign"), contacts=many, mails=most)
     if not good:
         console.print("[red]slower than promised, or not everybody has it once[/red]")
         raise typer.Exit(1)
@@ -383,7 +400,7 @@ def campaign_command(
 @app.command(name="campaigns-at-once")
 def campaigns_at_once_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     campaigns: Annotated[int | None, typer.Option(help="That begin at once.")] = None,
     templates: Annotated[int, typer.Option(help="That they share.", min=1)] = 100,
@@ -391,7 +408,7 @@ def campaigns_at_once_command(
     """Ten thousand small campaigns that begin in the same second: their shares, and how long one more waits."""
     with _work(work) as directory:
         many = campaigns or (200 if quick else 10_000)
-        results = Results(out, "campaigns-at-once", console)
+        results = _results(out, quick, "campaigns-at-once")
         if not campaigns_at_once.run(directory, results, campaigns=many, templates=min(templates, many)):
             console.print("[red]not everybody had it once, or one more waited too long[/red]")
             raise typer.Exit(1)
@@ -400,7 +417,7 @@ def campaigns_at_once_command(
 @app.command(name="suppressions")
 def suppressions_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     rounds: Rounds = 3,
     rows: Annotated[int | None, typer.Option(help="Addresses that must not be mailed.")] = None,
@@ -408,16 +425,16 @@ def suppressions_command(
     """What it costs to ask whether an address may be mailed."""
     with _work(work) as directory:
         most = rows or (100_000 if quick else 10_000_000)
-        if not suppressions.run(directory, Results(out, "suppressions", console), rows=most, rounds=rounds):
+        if not suppressions.run(directory, _results(out, quick, "suppressions"), rows=most, rounds=rounds):
             console.print("[red]it costs 50 µs and more[/red]")
             raise typer.Exit(1)
 
 
 @app.command(name="imports")
-def imports_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
+def imports_command(work: Work = DEFAULT_WORK, out: Out = None, quick: Quick = False) -> None:
     """How long a file of a million suppressions takes to go in."""
     with _work(work) as directory:
-        if not imports.run(directory, Results(out, "imports", console), rows=20_000 if quick else 1_000_000):
+        if not imports.run(directory, _results(out, quick, "imports"), rows=20_000 if quick else 1_000_000):
             console.print("[red]a minute and more[/red]")
             raise typer.Exit(1)
 
@@ -425,48 +442,48 @@ def imports_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick 
 @app.command(name="contacts")
 def contacts_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     rows: Annotated[int | None, typer.Option(help="Contacts in the file.")] = None,
 ) -> None:
     """How long a CSV of a million contacts takes to go in."""
     with _work(work) as directory:
         most = rows or (50_000 if quick else 1_000_000)
-        if not contacts.run(directory, Results(out, "contacts", console), rows=most):
+        if not contacts.run(directory, _results(out, quick, "contacts"), rows=most):
             console.print(f"[red]slower than {contacts.LEAST:,} rows a second, or not all of them[/red]")
             raise typer.Exit(1)
 
 
 @app.command(name="tracking")
-def tracking_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
+def tracking_command(work: Work = DEFAULT_WORK, out: Out = None, quick: Quick = False) -> None:
     """Opens and clicks a second, with the database quiet, busy and stopped."""
     with _work(work) as directory:
-        if not tracking.run(directory, Results(out, "tracking", console), seconds=3.0 if quick else 20.0):
+        if not tracking.run(directory, _results(out, quick, "tracking"), seconds=3.0 if quick else 20.0):
             console.print(f"[red]fewer than {tracking.RATE:,}/s, slower than {tracking.P99} ms, or some lost[/red]")
             raise typer.Exit(1)
 
 
 @app.command(name="templates")
-def templates_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False) -> None:
+def templates_command(work: Work = DEFAULT_WORK, out: Out = None, quick: Quick = False) -> None:
     """What rendering the mail of a campaign costs."""
     with _work(work) as directory:
-        if not templates.run(directory, Results(out, "templates", console), count=2_000 if quick else 20_000):
+        if not templates.run(directory, _results(out, quick, "templates"), count=2_000 if quick else 20_000):
             console.print("[red]a millisecond and more, or a p99 of 100[/red]")
             raise typer.Exit(1)
 
 
 @app.command(name="webhooks")
-def webhooks_command(work: Work = DEFAULT_WORK, out: Out = RESULTS, quick: Quick = False, rounds: Rounds = 3) -> None:
+def webhooks_command(work: Work = DEFAULT_WORK, out: Out = None, quick: Quick = False, rounds: Rounds = 3) -> None:
     """What telling endpoints costs mail."""
     with _work(work) as directory:
-        results = Results(out, "webhooks", console)
+        results = _results(out, quick, "webhooks")
         webhooks.run(directory, results, rounds=1 if quick else rounds, count=3_000 if quick else 15_000)
 
 
 @app.command(name="segments")
 def segments_command(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     rounds: Rounds = 3,
     rows: Annotated[int | None, typer.Option(help="Contacts.")] = None,
@@ -474,7 +491,7 @@ def segments_command(
     """How fast and how well the size of a segment is told, and how fast audiences are read."""
     with _work(work) as directory:
         most = rows or (200_000 if quick else 10_000_000)
-        if not segments.run(directory, Results(out, "segments", console), rows=most, rounds=1 if quick else rounds):
+        if not segments.run(directory, _results(out, quick, "segments"), rows=most, rounds=1 if quick else rounds):
             console.print("[red]an estimate took a second and more, or a ledger is written too slowly[/red]")
             raise typer.Exit(1)
 
@@ -549,12 +566,12 @@ class Outcome:
 )
 def run_all(
     work: Work = DEFAULT_WORK,
-    out: Out = RESULTS,
+    out: Out = None,
     quick: Quick = False,
     skip: Annotated[list[str] | None, typer.Option(help="Not this one. Several times: none of these.")] = None,
 ) -> None:
-    if unknown := set(skip or ()) - {part.name for part in PARTS}:
-        raise typer.BadParameter(f"there is no {', '.join(sorted(unknown))}", param_hint="--skip")
+    _check_known("--skip", skip or [], [part.name for part in PARTS])
+    out = out_of(out, quick=quick)
     outcomes = run_parts([part for part in PARTS if part.name not in (skip or ())], work, out, quick=quick)
     results = Results(out, "all", console)
     for outcome in outcomes:
@@ -580,6 +597,21 @@ def run_parts(parts: Sequence[Part], work: Path, out: Path, *, quick: bool) -> l
         expected = part.quick if quick else part.minutes
         outcomes.append(Outcome(part.name, minutes, expected, said.get(status, f"ended with status {status}")))
     return outcomes
+
+
+def _check_known(option: str, given: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        text = f"there is no {', '.join(unknown)}, only {', '.join(known)}"
+        raise typer.BadParameter(text, param_hint=option)
+
+
+def out_of(out: Path | None, *, quick: bool) -> Path:
+    """Where results go: never over those that README shows when they are of a small version."""
+    return out or (QUICK_RESULTS if quick else RESULTS)
+
+
+def _results(out: Path | None, quick: bool, name: str, *, resumed: bool = False) -> Results:
+    return Results(out_of(out, quick=quick), name, console, resumed=resumed)
 
 
 @contextmanager

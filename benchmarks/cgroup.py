@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 ENTER = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
+PREFIX = "mailerd-bench-"  # of our groups; the process id of the benchmark and a name follow
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -46,7 +47,9 @@ class ControlGroup:
     _kind = "cgroup2"
 
     def __init__(self, name: str) -> None:
-        self._path = self._root() / f"mailerd-bench-{os.getpid()}-{name}"
+        root = self._root()
+        remove_stale(root)
+        self._path = root / f"{PREFIX}{os.getpid()}-{name}"
         self._path.mkdir()
 
     def _root(self) -> Path:
@@ -140,6 +143,15 @@ def memory(pids: Sequence[int]) -> int:
                 if line.startswith("Pss:"):
                     total += int(line.split()[1]) * 1024
     return total
+
+
+def remove_stale(root: Path) -> None:
+    """Remove the empty groups of benchmarks that were killed."""
+    for group in root.glob(f"{PREFIX}*-*"):
+        pid = group.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            with suppress(OSError):  # something still runs in it
+                group.rmdir()
 
 
 def _mount(kind: str, option: str) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.cgroup import Accounting, accounting
 
 START = 60.0  # seconds
+LAST_LINES = 3  # of a log, where it is told why something did not start
 
 
 class UnavailableError(Exception):
@@ -51,6 +52,7 @@ class Peer:
         self.directory.mkdir(parents=True)
         self.group: Accounting = accounting(self.name)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._logs: list[Path] = []  # of what was started
 
     def start(self, sink_port: int, key: Path, selector: str, tls: Tls | None = None) -> None:
         """Take mail on `port()` and relay all of it to the sink; sign it when asked, with this RSA key.
@@ -68,12 +70,14 @@ class Peer:
         return [self.group]
 
     def stop(self) -> None:
-        """End it in order, then whatever is left."""
-        for process in reversed(self._processes):
-            process.terminate()
-            process.wait(60)
-        self._processes.clear()
-        self.group.close()
+        """End it in order, then whatever is left: also when only a part of it was started."""
+        try:
+            for process in reversed(self._processes):
+                process.terminate()
+                process.wait(60)
+        finally:
+            self._processes.clear()
+            self.group.close()
 
     def _run(self, words: Sequence[str | Path], log: str, group: Accounting | None = None) -> "subprocess.Popen[bytes]":
         """Start a process of the system; what it says goes to the file `log`."""
@@ -84,17 +88,27 @@ class Peer:
             )
         group.adopt(process.pid)
         self._processes.append(process)
+        self._logs.append(self.directory / log)
         return process
 
     def _wait_for_port(self, port: int) -> None:
+        """Raises RuntimeError, with what the system said, when nobody listens there in time, or its process ended."""
         deadline = time.monotonic() + START
         while True:
             try:
                 return socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-            except OSError:
+            except OSError as error:
+                if any(process.poll() for process in self._processes):
+                    raise RuntimeError(f"it ended at once{self._said()}") from error
                 if time.monotonic() > deadline:
-                    raise
+                    raise RuntimeError(f"nothing listens on port {port} after {START:g} s{self._said()}") from error
                 time.sleep(0.05)
+
+    def _said(self) -> str:
+        """The last lines of its logs, behind a colon; empty: it said nothing."""
+        logs = [log.read_text(errors="replace").split("\n") for log in self._logs if log.exists()]
+        lines = [line.strip() for log in logs for line in [line for line in log if line.strip()][-LAST_LINES:]]
+        return f": {'; '.join(lines)}" if lines else ""
 
     def _own(self, file: Path, user: str | None = None, mode: int = 0o600) -> Path:
         """A copy of a key below `directory`, for programs that want it to be theirs alone."""
@@ -104,6 +118,14 @@ class Peer:
         if user is not None:
             shutil.chown(copy, user)
         return copy
+
+
+def check_open(directory: Path) -> None:
+    """Raise RuntimeError when others than its owner cannot get there: for systems that run as users of their own."""
+    for each in (directory.resolve(), *directory.resolve().parents):
+        if not each.stat().st_mode & 0o001:
+            text = f"its users cannot enter {each}: `chmod o+x` it, or give a --work that everybody can enter"
+            raise RuntimeError(text)
 
 
 def free_port() -> int:

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from benchmarks.cgroup import Accounting, accounting
-from benchmarks.peers import Peer, Tls, UnavailableError, free_port
+from benchmarks.peers import Peer, Tls, UnavailableError, check_open, free_port
 from benchmarks.peers.installed import apt_install
 from tests.support.postfix import lay_out
 
@@ -90,6 +90,7 @@ class Postfix(Peer):
         return f"Postfix {number}"
 
     def start(self, sink_port: int, key: Path, selector: str, tls: Tls | None = None) -> None:
+        check_open(self.directory)
         self._ports = {False: free_port(), True: free_port()}
         milter = free_port()
         self._start_opendkim(milter, key, selector)
@@ -103,9 +104,13 @@ class Postfix(Peer):
         return self._ports[signed]
 
     def stop(self) -> None:
-        self._postfix("stop")
-        super().stop()
-        self._milter.close()
+        try:
+            self._postfix("stop")
+        finally:
+            try:
+                super().stop()
+            finally:
+                self._milter.close()
 
     def _write_configuration(self, sink_port: int, milter: int, tls: Tls | None) -> None:
         ports = {"plain": self._ports[False], "signing": self._ports[True], "milter": milter}
@@ -129,7 +134,12 @@ class Postfix(Peer):
 
     def _postfix(self, order: str) -> None:
         words = ["postfix", "-c", str(self.directory / "etc"), order]
-        subprocess.run(self.group.command(words), check=True, stderr=subprocess.DEVNULL, timeout=60)
+        # A file, not a pipe: the master process may keep it. What went wrong is in its own log, or only in here.
+        self._logs = [self.directory / "postfix.log", self.directory / "maillog"]
+        with self._logs[0].open("wb") as output:
+            done = subprocess.run(self.group.command(words), check=False, stdout=output, stderr=output, timeout=60)
+        if done.returncode:
+            raise RuntimeError(f"postfix {order} ended with status {done.returncode}{self._said()}")
 
 
 class TunedPostfix(Postfix):
