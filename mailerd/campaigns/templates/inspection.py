@@ -11,7 +11,7 @@ from html import unescape
 
 from mailerd.campaigns.templates import markup
 from mailerd.campaigns.templates.filters import UNSAFE_URL, safe_url
-from mailerd.campaigns.templates.slots import URLS
+from mailerd.campaigns.templates.slots import OFF, URLS, says_track
 from mailerd.campaigns.templates.tags import Protected
 from mailerd.campaigns.templates.values import Severity, TemplateProblem
 
@@ -299,6 +299,9 @@ class Inspection:
             self._add("not_allowed", "Mail has no frames (srcdoc).", attribute.start)
         elif attribute.name in URLS:
             self._url(attribute)
+        elif attribute.name == OFF and not self._words.found_in(attribute.value) and not says_track(attribute.value):
+            detail = f'{OFF} is "off" or "on", not "{attribute.value[:80]}": it is tracked.'
+            self._add("unknown_track", detail, attribute.start, severity="warning")
         elif any(tag.kind == "block" for tag in self._words.found_in(attribute.value)):
             self._closed_inside(attribute)
 

@@ -46,6 +46,11 @@ def take_track(html: str) -> tuple[str, str]:
     return html, ""
 
 
+def says_track(value: str) -> bool:
+    """Whether the value of `data-track` is one that means something."""
+    return value.strip().lower() in ("off", "on", "")
+
+
 def is_off(value: str) -> bool:
     return value.strip().lower() == "off"
 

@@ -60,10 +60,23 @@ def test_what_breaks_or_harms_is_an_error_with_its_line(html: str, code: str, li
         ("<p>" + "x" * 103_000 + "</p>", "clipped"),
         ("{{ frist_name }}", "unknown_variable"),
         ("{{ contact.frist_name }}", "unknown_variable"),
+        ("<a href='https://x.example/' data-track='no'>x</a>", "unknown_track"),
+        ("<body data-track='of'><p>x</p></body>", "unknown_track"),
     ],
 )
 def test_what_is_doubtful_is_a_warning(html: str, code: str) -> None:
     assert next((each.code, each.severity) for each in problems(html)) == (code, "warning")
+
+
+def test_what_is_said_of_tracking_and_means_nothing_is_told_with_its_line() -> None:
+    (found,) = problems("<p>x</p>\n<a href='https://x.example/' data-track='false'>x</a>")
+    assert (found.pointer, found.line) == ("/html_content", 2)
+    assert found.detail == 'data-track is "off" or "on", not "false": it is tracked.'
+
+
+@pytest.mark.parametrize("value", ["off", "On", "", " OFF ", "{{ 'off' if contact.email == 'a' }}"])
+def test_what_is_said_of_tracking_and_means_something_is_no_problem(value: str) -> None:
+    assert problems(f'<a href="https://x.example/" data-track="{value}">x</a>') == []
 
 
 def test_a_newsletter_of_fifty_kilobytes_has_nothing_wrong() -> None:
