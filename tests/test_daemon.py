@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
@@ -161,7 +162,8 @@ async def test_an_address_in_use_is_named(make):
         await daemon.start()
         status, error = await daemon.ended()
     assert status == os.EX_UNAVAILABLE
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in error
+    assert f": listeners[0].bind: cannot listen on 127.0.0.1:{port}: Address already in use; `ss -ltnp`" in error
+    assert re.search(r"mailerd\.yaml:[1-9]\d*: listeners", error)
 
 
 @pytest.mark.parametrize("name", ["mailerd-smtp", "unknown"])

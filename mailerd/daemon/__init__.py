@@ -107,7 +107,7 @@ class Daemon:
         if failpoints.ON:
             failpoints.reached("start.locked")
         try:
-            self._sockets = open_sockets(self._config, self._environ)
+            self._sockets = open_sockets(self._config, self._environ, self._documents)
             await self._until_stopped(self._start())
             if not self._stop.is_set():
                 await self._until_stopped(self._serve())

@@ -1,14 +1,18 @@
 """The listening sockets: bound here, or handed over by systemd; every worker accepts from them."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
 from mailerd.config import Config, Endpoint
+from mailerd.config.documents import Documents
+from mailerd.config.places import exact_line_in
 from mailerd.daemon.data_dir import StartError
 
 log = structlog.get_logger()
@@ -16,6 +20,12 @@ log = structlog.get_logger()
 BACKLOG = 4_096  # connections that wait while workers are busy or being restarted; net.core.somaxconn limits it
 FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 HTTP = "http"  # the FileDescriptorName of the HTTP socket
+HINTS = {
+    errno.EADDRINUSE: "; `ss -ltnp` shows what listens there: end that, or take another port",
+    errno.EADDRNOTAVAIL: "; no interface of this machine has the address",
+    errno.EACCES: "; ports below 1024 need root, CAP_NET_BIND_SERVICE or a systemd socket",
+    errno.EPERM: "; ports below 1024 need root, CAP_NET_BIND_SERVICE or a systemd socket",
+}
 HANDED_OVER = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
@@ -42,19 +52,20 @@ class Sockets:
         return " ".join(parts)
 
 
-def open_sockets(config: Config, environ: Mapping[str, str]) -> Sockets:
+def open_sockets(config: Config, environ: Mapping[str, str], documents: Documents) -> Sockets:
     """Every socket of `config`: one that systemd handed over under its name or address, else a new one.
 
-    Raises `StartError` when an address cannot be bound.
+    Raises `StartError` when an address cannot be bound; it says where in `documents` that stands.
     """
     handed_over = _take_over(environ)
     sockets = Sockets()
+    bind = partial(_bind, documents=documents)
     try:
         for index, listener in enumerate(config.listeners):
             taken = _matching(handed_over, listener.name or f"smtp{index}", listener.bind)
-            sockets.listeners += [(sock, index) for sock in taken or _bind(listener.bind)]
+            sockets.listeners += [(sock, index) for sock in taken or bind(listener.bind, f"listeners[{index}].bind")]
         if config.http is not None:
-            sockets.http += _matching(handed_over, HTTP, config.http.bind) or _bind(config.http.bind)
+            sockets.http += _matching(handed_over, HTTP, config.http.bind) or bind(config.http.bind, "http.bind")
     except BaseException:
         sockets.close()
         raise
@@ -87,7 +98,7 @@ def _matching(handed_over: list[tuple[str, socket.socket]], name: str, bind: End
     return [sock for _, sock in chosen]
 
 
-def _bind(bind: Endpoint) -> list[socket.socket]:
+def _bind(bind: Endpoint, key: str, *, documents: Documents) -> list[socket.socket]:
     """Listen on every address that the host stands for."""
     bound: list[socket.socket] = []
     try:
@@ -102,12 +113,10 @@ def _bind(bind: Endpoint) -> list[socket.socket]:
     except OSError as error:
         for sock in bound:
             sock.close()
-        hint = "; ports below 1024 need root, CAP_NET_BIND_SERVICE or a systemd socket"
-        raise StartError(
-            f"cannot listen on {_text(bind.host, bind.port)}: {error.strerror}"
-            + (hint if isinstance(error, PermissionError) else ""),
-            os.EX_UNAVAILABLE,
-        ) from error
+        line = exact_line_in(documents.text, key)
+        place = f"{documents.path}:{line}: {key}" if line else key
+        text = f"{place}: cannot listen on {_text(bind.host, bind.port)}: {error.strerror}"
+        raise StartError(text + HINTS.get(error.errno or 0, ""), os.EX_UNAVAILABLE) from error
     return bound
 
 
