@@ -149,7 +149,11 @@ def _alike(event: "Event") -> tuple[object, ...]:
     if event.type == "message.accepted":
         return (event.at, event.type)
     data = event.data or {}
-    return (event.at, event.type, *(data.get(key) for key in ("ip", "stage", "code", "text", "due_at")))
+    return (
+        event.at,
+        event.type,
+        *(data.get(key) for key in ("ip", "stage", "code", "text", "due_at", "actor", "link", "url")),
+    )
 
 
 WORDS = {"suppression.added": "suppressed", "suppression.removed": "lifted", "recipient.suppressed": "refused"}
@@ -199,12 +203,30 @@ def _details(event: "Event") -> "Iterable[Text]":
             lines = [_words("by", data.get("source"), "topic", data.get("topic"))]
         case "recipient.answered":
             lines = [_words("by", data.get("kind", "").replace("_", " "), "of", data.get("reporter"))]
+        case "recipient.opened" | "recipient.clicked":
+            times = data.get("times", 1)
+            often = f"{times:,} times" if times > 1 else ""
+            lines = [
+                ", ".join(filter(None, (_reader(data), often))),
+                data.get("url") or _words("link", data.get("link")),
+            ]
+            lines.append(_words("from", data.get("ip"), "with", data.get("user_agent")))
         case _:
             lines = [_where(data), _what(data), _words("reported by", data.get("reporter"))]
             lines.append(_words("next attempt", _time(data.get("due_at"))))
     for line in lines:
         if line:
             yield Text(clean(line))
+
+
+READERS = {"human": "by a person", "unknown": "by a person or a machine"}
+
+
+def _reader(data: dict[str, Any]) -> str:
+    """Who opened or clicked, as far as it shows, and the rules that say so."""
+    actor, reasons = data.get("actor", ""), ", ".join(data.get("reasons", ()))
+    who = READERS.get(actor) or f"by a machine: {actor.replace('_', ' ')}"
+    return f"{who} ({reasons})" if reasons else who
 
 
 def _words(*pairs: Any) -> str:

@@ -4,7 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
+from functools import partial
 
+from mailerd.cli.output import console
+from mailerd.cli.trace import draw_steps
+from mailerd.events import Event
 from tests.cli.conftest import document, lines, traced
 from tests.support.live import TOP
 
@@ -49,6 +54,32 @@ def test_a_trace_says_why_a_recipient_waits_and_until_when(daemon, settled):
     shown = daemon.command("trace", message).out
     assert "next attempt in " in shown
     assert "given up in 1 d" in shown
+
+
+def test_opens_and_clicks_are_shown_with_who_where_and_what_with(capsys):
+    at = datetime(2026, 11, 22, 14, tzinfo=UTC)
+    person = {"actor": "human", "reasons": [], "link": 3, "url": "https://a.example/", "ip": "192.0.2.1"}
+    machine = {"actor": "machine_open", "reasons": ["apple_proxy"], "times": 2, "ip": "192.0.2.2"}
+    to_ann = partial(Event, at, message_id=1, n=1, tenant="default", address="ann@a.example")
+    steps = [
+        to_ann("recipient.opened", data=machine),
+        to_ann("recipient.clicked", data=person | {"user_agent": "Cat"}),
+        Event(at, "recipient.clicked", 1, 1, "", "default", {"actor": "scanner", "reasons": [], "link": 4}),
+    ]
+    for drawn in draw_steps(steps, at):
+        console().print(drawn)
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        "14:00:00.000  +0.000s opened       ann@a.example",
+        "by a machine: machine open (apple_proxy), 2 times",
+        "from 192.0.2.2",
+        "14:00:00.000  +0.000s clicked      ann@a.example",
+        "by a person",
+        "https://a.example/",
+        "from 192.0.2.1, with Cat",
+        "14:00:00.000  +0.000s clicked",
+        "by a machine: scanner",
+        "link 4",
+    ]
 
 
 def test_a_message_that_nobody_knows_is_told(daemon):
