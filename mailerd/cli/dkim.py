@@ -250,7 +250,7 @@ def _show_new(
     print(record, flush=True)
     say(f"\n2. When `dig +short TXT {selector}._domainkey.{domain}` shows it, write into {settings.path}:\n")
     print(configuration, end="", flush=True)
-    say(f"\n3. Restart mailerd, then `mailerd dkim check {domain}`.")
+    say(f"\n3. `mailerd reload`, then `mailerd dkim check {domain}`.")
 
 
 def _draw(keys: list[ConfiguredKey], checks: "list[Check]") -> None:

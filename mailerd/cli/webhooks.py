@@ -29,7 +29,18 @@ app = typer.Typer(
 T = TypeVar("T")
 LAST = (1 << 63) - 1
 
-WebhookArgument = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Its id: whk_38g13rwt40000.")]
+
+def _webhook_id(text: str) -> str:
+    """Told before anything else is looked at, such as whether the daemon runs."""
+    from mailerd.feedback.webhooks.values import WEBHOOK
+
+    _number(WEBHOOK, text)
+    return text
+
+
+WebhookArgument = Annotated[
+    str, typer.Argument(metavar="WEBHOOK", help="Its id: whk_38g13rwt40000.", callback=_webhook_id)
+]
 TenantOption = Annotated[str, typer.Option("--tenant", metavar="NAME", help="Whose; list: all if not given.")]
 EventOption = Annotated[
     list[str], typer.Option("--event", "-e", metavar="TYPE", help="Such as email.bounced, email.* or '*'; repeatable.")

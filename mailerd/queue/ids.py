@@ -65,7 +65,7 @@ def parse_message_id(text: str) -> int:
     """The number behind `msg_…`; raises ValueError for anything else."""
     letters = text.removeprefix(PREFIX)
     if len(letters) != LENGTH or letters == text or any(letter not in VALUES for letter in letters):
-        raise ValueError(f"{text[:40]!r} is not a message id such as msg_01hzx3k9q2v7d")
+        raise ValueError(f"{text[:40]!r} is not a message id such as msg_38g13rwt40000")
     number = 0
     for letter in letters:
         number = number << 5 | VALUES[letter]

@@ -85,7 +85,7 @@ def test_every_command_has_help_that_says_where_its_configuration_comes_from(nam
         ("queue hold --recipient @", "see `mailerd queue hold --help`"),
         ("queue list --limit 0", "--limit"),
         ("trace", "MESSAGE_ID"),
-        ("trace nonsense", "msg_01hzx3k9q2v7d"),
+        ("trace nonsense", "msg_38g13rwt40000"),
         ("search --after yesterday", "2026-11-22"),
         ("send-test", "--to"),
         ("send-test --to nobody", "not an address"),
@@ -94,6 +94,9 @@ def test_every_command_has_help_that_says_where_its_configuration_comes_from(nam
         ("explain-route x.example --stream none", "transactional"),
         ("credentials create a --stream none", "only transactional, marketing"),
         ("credentials create a --message-rate often", "--message-rate"),
+        ("webhooks test whk_1", "'whk_1' is not an id such as whk_38g13rwt40000"),
+        ("webhooks deliveries dlv_5", "'dlv_5' is not an id such as whk_38g13rwt40000"),
+        ("webhooks retry whk_38g13rwt40000 5", "'5' is not an id such as dlv_38g13rwt40000"),
         ("dkim generate example.com --selector a_b", "selector"),
     ],
 )

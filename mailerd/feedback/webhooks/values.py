@@ -25,9 +25,12 @@ def format_id(prefix: str, number: int) -> str:
 
 def parse_id(prefix: str, text: str) -> int:
     """The number behind it; raises ValueError for anything else."""
-    if not text.startswith(prefix):
-        raise ValueError(f"{text[:40]!r} is not an id such as {format_id(prefix, 1 << 58)}")
-    return parse_message_id(MESSAGE + text.removeprefix(prefix))
+    try:
+        if text.startswith(prefix):
+            return parse_message_id(MESSAGE + text.removeprefix(prefix))
+    except ValueError:
+        pass  # it speaks of messages
+    raise ValueError(f"{text[:40]!r} is not an id such as {prefix}38g13rwt40000")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
