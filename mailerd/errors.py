@@ -9,7 +9,10 @@ class MailerdError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ConfigProblem:
-    """One thing wrong in a configuration file. `line` is 1-based, 0 when unknown; `key` is a dotted path."""
+    """One thing wrong in a configuration file, or with no file ("") of all.
+
+    `line` is 1-based, 0 when unknown; `key` is a dotted path.
+    """
 
     file: str
     line: int
@@ -17,7 +20,8 @@ class ConfigProblem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.key}: {self.message}"
+        place = f"{self.file}:{self.line}: " if self.file else ""
+        return f"{place}{self.key}: {self.message}"
 
 
 class ConfigError(MailerdError):

@@ -190,6 +190,10 @@ async def test_a_bad_file_is_refused_and_the_old_configuration_stays(make: Make,
 
     assert (status, out) == (os.EX_CONFIG, "")
     assert problem in error
+    status, out, error = await reload(daemon, how="--json")
+    assert (status, error) == (os.EX_CONFIG, "")
+    assert json.loads(out)["ok"] is False
+    assert any(problem in "{file}:{line}: {key}: {message}".format(**each) for each in json.loads(out)["problems"])
     assert await ports(daemon, 1) == before
 
 

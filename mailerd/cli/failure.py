@@ -3,6 +3,7 @@
 import os
 import sys
 
+from mailerd.cli.serving import VARIABLE
 from mailerd.errors import ConfigError, DatabaseError, MailerdError, Refused, Unavailable
 
 STATUSES: tuple[tuple[type[MailerdError], int], ...] = (
@@ -21,10 +22,17 @@ class CommandError(MailerdError):
         self.status = status
 
 
+class UnusableConfigError(ConfigError):
+    """The configuration that a command was to work with: what it was asked for has nothing to do with what is wrong."""
+
+
 def tell(error: MailerdError) -> int:
     """Say on standard error what is wrong; the exit status."""
     if isinstance(error, ConfigError):
         print("\n".join(map(str, error.problems)), file=sys.stderr)
+        if isinstance(error, UnusableConfigError):
+            text = f"nothing was done: mend the file, or name another by --config or {VARIABLE}"
+            print(f"mailerd: {text}", file=sys.stderr)
     elif isinstance(error, Refused):
         print(f"mailerd: {error.text}", file=sys.stderr)
     else:

@@ -26,10 +26,8 @@ def reload(config: ConfigOption = None, as_json: JsonOption = False) -> None:
       mailerd reload --json | jq -r '.restart[]'
     """
     from mailerd.cli.output import print_json
-    from mailerd.cli.settings import load
 
-    settings = load(config)
-    outcome = _asked(settings.path, Path(settings.config.data_dir))
+    outcome = _outcome(config)
     if outcome.problems and not as_json:
         raise ConfigError(outcome.problems)
     if as_json:
@@ -53,6 +51,19 @@ def reload(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         raise typer.Exit(os.EX_CONFIG)
     if outcome.workers:
         raise typer.Exit(os.EX_TEMPFAIL)
+
+
+def _outcome(config: Path | None) -> "Outcome":
+    """What the daemon says, or what is wrong already before it is asked: then this cannot tell who it is."""
+    from mailerd.cli.serving import usual_config
+    from mailerd.cli.settings import load
+    from mailerd.daemon.reload import Outcome
+
+    try:
+        settings = load(config)
+    except ConfigError as error:
+        return Outcome(str((config or usual_config()).absolute()), problems=error.problems)
+    return _asked(settings.path, Path(settings.config.data_dir))
 
 
 def _asked(file: Path, data_dir: Path) -> "Outcome":

@@ -33,6 +33,16 @@ def usual_config(environ: Mapping[str, str] = os.environ) -> Path:
     return next((place for place in PLACES if place.exists()), PLACES[0])
 
 
+def check_any(path: Path) -> None:
+    """Raise `ConfigError` when this is where a configuration is looked for, and there is none in any such place."""
+    if path in PLACES and not any(place.exists() for place in PLACES):
+        from mailerd.errors import ConfigError, ConfigProblem
+
+        places = " nor ".join(str(place.absolute()) for place in PLACES)
+        text = f"there is neither {places}: name a file by --config or {VARIABLE}"
+        raise ConfigError([ConfigProblem("", 0, "configuration", text)])
+
+
 def serve(config_path: Path) -> int:
     """Run the daemon until SIGTERM or SIGINT; the exit status."""
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # structlog takes it along if it can: 5 MB
@@ -48,6 +58,7 @@ def serve(config_path: Path) -> int:
 
     try:
         failpoints.check()
+        check_any(config_path)
         documents = read_documents(config_path, os.environ)
         settings, _ = parse_documents(documents, os.environ)
         if settings.sinks:

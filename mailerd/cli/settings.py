@@ -11,11 +11,12 @@ import asyncpg
 import msgspec
 
 from mailerd import db, logs
-from mailerd.cli.failure import CommandError
-from mailerd.cli.serving import PLACES, usual_config
+from mailerd.cli.failure import CommandError, UnusableConfigError
+from mailerd.cli.serving import PLACES, check_any, usual_config
 from mailerd.config import Config, Log
 from mailerd.config import load as load_config
 from mailerd.db.embedded import running_url
+from mailerd.errors import ConfigError
 
 SERVICE_FILE = PLACES[0]
 SERVICE_CREDENTIALS = Path("/run/credentials/mailerd.service")  # while the service runs; root may read them
@@ -30,8 +31,12 @@ class Settings:
 def load(path: Path | None) -> Settings:
     """Read the configuration as the daemon does. Raises `ConfigError`."""
     path = path or usual_config()
+    check_any(path)
     logs.set_up(Log(format="console", level="error"))
-    config = load_config(path, environ=environment(path, os.environ))
+    try:
+        config = load_config(path, environ=environment(path, os.environ))
+    except ConfigError as error:
+        raise UnusableConfigError(error.problems) from None
     return Settings(path, msgspec.structs.replace(config, hostname=config.hostname or socket.getfqdn()))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mailerd import __version__
+from mailerd.cli import app, serving
 from mailerd.cli.output import clean, from_now, span
 from mailerd.cli.places import line_of
 from mailerd.cli.serving import config_of, is_plain_run
@@ -211,6 +212,27 @@ def test_check_config_sums_up_what_is_good(tmp_path):
     assert "example.com: selector s1" in done.out
     plain = json.loads(command("check-config", str(file), "--json").out)
     assert (plain["ok"], plain["problems"]) == (True, [])
+
+
+@pytest.mark.parametrize("arguments", ["search", "queue list", "reload", "check-config", "run"])
+def test_without_a_configuration_anywhere_it_is_said_where_one_is_looked_for(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MAILERD_CONFIG", raising=False)
+    monkeypatch.setattr(serving, "PLACES", (tmp_path / "etc/mailerd.yaml", Path("config/dev.yaml")))
+    assert app.run(arguments.split()) == os.EX_CONFIG
+    assert capsys.readouterr().err == (
+        f"configuration: there is neither {tmp_path}/etc/mailerd.yaml nor {tmp_path}/config/dev.yaml: "
+        "name a file by --config or MAILERD_CONFIG\n"
+    )
+
+
+def test_a_command_that_needs_a_broken_configuration_says_what_to_do(tmp_path):
+    (tmp_path / "mailerd.yaml").write_text("workers: many\n")
+    done = command("queue", "list", "--config", str(tmp_path / "mailerd.yaml"))
+    assert done.status == os.EX_CONFIG
+    first, second = done.err.splitlines()
+    assert first.startswith(f"{tmp_path}/mailerd.yaml:1: workers: ")
+    assert second == "mailerd: nothing was done: mend the file, or name another by --config or MAILERD_CONFIG"
 
 
 RETURNING = """\
