@@ -10,13 +10,10 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import atheris
-
-with atheris.instrument_imports(include=["mailerd"]):
-    from tests.adversary.mutation import CORPUS, NASTY, pieces
-    from tests.adversary.targets import TARGETS, Target
+if TYPE_CHECKING:
+    from tests.adversary.targets import Target
 
 LONGEST = 8_192  # bytes of an input
 SLOW = 10  # seconds for one input, after which it counts as found
@@ -28,6 +25,11 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="names of tests/adversary/targets.py; all of them")
     parser.add_argument("--minutes", type=float, default=3.0, help="of all targets together")
     given = parser.parse_args()
+    import atheris  # from here on it takes a while: all of mailerd is instrumented
+
+    with atheris.instrument_imports(include=["mailerd"]):
+        from tests.adversary import mutation  # noqa: F401 - here, that what it imports is instrumented too
+        from tests.adversary.targets import TARGETS
     known = {target.name: target for target in TARGETS}
     if unknown := set(given.targets) - set(known):
         parser.error(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
@@ -41,8 +43,10 @@ def main() -> int:
     return min(troubled, 1)
 
 
-def explored(target: Target, seconds: int) -> bool:
+def explored(target: "Target", seconds: int) -> bool:
     """Whether all is well with it after so many seconds; tells what was done."""
+    from tests.adversary.mutation import CORPUS, NASTY, pieces
+
     kept = CORPUS / target.name
     kept.mkdir(parents=True, exist_ok=True)
     before = set(kept.iterdir())
@@ -86,8 +90,10 @@ def explored(target: Target, seconds: int) -> bool:
     return well
 
 
-def _fuzz(target: Target, said: Path, options: list[str]) -> NoReturn:
+def _fuzz(target: "Target", said: Path, options: list[str]) -> NoReturn:
     """In a process of its own: the engine ends it."""
+    import atheris
+
     file = os.open(said, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
