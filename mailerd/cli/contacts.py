@@ -99,7 +99,7 @@ def import_file(
     if as_json:
         print_json(_plain(done))
     else:
-        _tell(done)
+        _tell(done, pointed=errors is None)
     if done.state == "failed":
         raise CommandError(f"{done.name} failed: {done.error}", os.EX_DATAERR)
     if strict and done.counts.refused:
@@ -371,7 +371,8 @@ async def _export(settings: "Settings", stream: BinaryIO, tenant: str, list_id: 
             stream.write(csv_lines(found, names).encode() if format_ == "csv" else json_lines(found))
 
 
-def _tell(done: "Import") -> None:
+def _tell(done: "Import", *, pointed: bool) -> None:
+    """In words; `pointed`: with where the refused rows can be had."""
     from mailerd.cli.output import clean, count_of, say, span
 
     counts = done.counts
@@ -381,6 +382,8 @@ def _tell(done: "Import") -> None:
         f"{would}{counts.created:,} created, {counts.updated:,} updated, {counts.unchanged:,} unchanged, "
         f"{counts.skipped:,} skipped, {counts.duplicates:,} duplicates, {counts.refused:,} refused"
     )
+    if pointed and done.position.errors:
+        say(f"`mailerd contacts imports {done.name} --errors FILE` writes the refused rows, each with why.")
     if counts.not_subscribed:
         say(f"{counts.not_subscribed:,} are suppressed or had left the list: they stay so.")
     if done.position.ignored:
