@@ -28,6 +28,7 @@ from mailerd.feedback.webhooks.values import Webhook
 from mailerd.queue.ids import first_id_at
 from tests.support import authority
 from tests.support.dns_server import DnsServer
+from tests.support.live import free_port
 from tests.support.relay import Clock
 from tests.support.webhook_receiver import Receiver
 
@@ -179,6 +180,13 @@ async def bench_of(database: str, dns: DnsServer, tmp_path: Path, **settings: An
 async def bench(database: str, dns: DnsServer, tmp_path: Path) -> AsyncIterator[Bench]:
     async with bench_of(database, dns, tmp_path) as made:
         yield made
+
+
+async def test_an_endpoint_where_nobody_listens_is_told_in_one_sentence(bench: Bench) -> None:
+    webhook = await bench.add(f"http://hooks.example:{free_port()}/")
+    outcome = await bench.desk.test(webhook.id, webhook.tenant)
+    assert outcome is not None
+    assert (outcome.status, outcome.error) == (0, "cannot connect: connection refused")
 
 
 async def test_an_endpoint_is_told_what_it_wants_and_the_published_verifier_believes_it(

@@ -1,5 +1,7 @@
 """One attempt: a request, and what came of it in words that fit a log."""
 
+import errno
+import os
 import ssl
 import time
 from collections.abc import Callable
@@ -48,6 +50,8 @@ def _meaning(status: int) -> str:
 
 def _words(error: Exception) -> str:
     match error:
+        case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))) if number in errno.errorcode:
+            return f"cannot connect: {os.strerror(number).lower()}"  # its own text repeats that for each address
         case aiohttp.ClientConnectorError():
             error = error.os_error
         case aiohttp.ClientOSError() if isinstance(error.__cause__, ssl.SSLError):
