@@ -146,6 +146,7 @@ def _status(result: object) -> int:
 def _misused(error: typer.TyperException) -> int:
     """One line, and where to read on."""
     command = getattr(getattr(error, "ctx", None), "command_path", "mailerd")
-    if message := " ".join(error.format_message().split()):  # none: the help was shown instead
+    message = " ".join(error.format_message().split()).replace(": Value error, ", ": ")
+    if message:  # none: the help was shown instead
         print(f"mailerd: {message.rstrip('.')}; see `{command} --help`", file=sys.stderr)
     return os.EX_USAGE

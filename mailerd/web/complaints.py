@@ -87,7 +87,9 @@ def _sentence(text: str, types: Sequence[inspect.Type]) -> str:
     if plain := PLAIN.get(text):
         return plain
     if match := LENGTH.fullmatch(text):
-        return f"Expected {BOUNDS[match['sign']]} {match['bound']} {UNITS.get(match['what'], 'letters')}."
+        units = UNITS.get(match["what"], "letters")
+        units = units.removesuffix("s") if match["bound"] == "1" else units
+        return f"Expected {BOUNDS[match['sign']]} {match['bound']} {units}."
     if match := LIMIT.fullmatch(text):
         return f"Expected {BOUNDS[match['sign']]} {match['bound']}."
     if " matching regex " in text:

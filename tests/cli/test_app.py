@@ -85,6 +85,7 @@ def test_every_command_has_help_that_says_where_its_configuration_comes_from(nam
         ("queue hold --message 1", "not a message id"),
         ("queue hold --recipient @", "see `mailerd queue hold --help`"),
         ("queue list --limit 0", "--limit"),
+        ("contacts export --format foo", "'--format': 'foo' is not one of 'csv', 'jsonl'; see"),
         ("trace", "MESSAGE_ID"),
         ("trace nonsense", "msg_38g13rwt40000"),
         ("search --after yesterday", "2026-11-22"),

@@ -38,7 +38,7 @@ class Body(Request, frozen=True, kw_only=True):
         ('{"labels": {"a b": "x"}}', "/labels", "It may have only letters, digits and _ . : / @ + -."),
         ('{"labels": {"a": "x\\n"}}', "/labels", "It may have anything but control characters."),
         ('{"campaign": "a/b"}', "/campaign", "It may have anything but / : ! and control characters."),
-        ('{"name": ""}', "/name", "Expected at least 1 characters."),
+        ('{"name": ""}', "/name", "Expected at least 1 character."),
         ('{"names": ["a", "b", "c"]}', "/names", "Expected at most 2 items."),
         ('{"count": 501}', "/count", "Expected at most 500."),
         ('{"count": 0}', "/count", "Expected at least 1."),
