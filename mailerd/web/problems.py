@@ -93,7 +93,8 @@ class ProblemError(Exception):
         """The same problem with something inside the body: there stands what was at fault."""
         errors = [msgspec.structs.replace(error, pointer=pointer + error.pointer) for error in self.errors]
         errors = errors or [FieldError(self.code, self.detail, pointer=pointer)]
-        return ProblemError(self.status, self.code, self.detail, errors=errors)
+        detail = _summary(errors) if self.detail == _summary(self.errors) else self.detail
+        return ProblemError(self.status, self.code, detail, errors=errors)
 
     def of_query(self) -> "ProblemError":
         """The same problem with a request whose body is a message: what is no part of that stands in the query."""
@@ -103,8 +104,9 @@ class ProblemError(Exception):
             else FieldError(error.code, error.detail, parameter=error.parameter)
             for error in self.errors
         ]
+        detail = _summary(errors) if self.detail == _summary(self.errors) else self.detail
         return ProblemError(
-            self.status, self.code, self.detail, errors=errors, headers=self.headers, retry_after=self.retry_after
+            self.status, self.code, detail, errors=errors, headers=self.headers, retry_after=self.retry_after
         )
 
     def answer(self, request_id: str) -> web.Response:
@@ -129,8 +131,15 @@ class ProblemError(Exception):
 
 def invalid(errors: Sequence[FieldError]) -> ProblemError:
     """422, with everything that was found."""
-    detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} things are wrong with the request; see errors."
-    return ProblemError(422, "invalid", detail, errors=errors)
+    return ProblemError(422, "invalid", _summary(errors), errors=errors)
+
+
+def _summary(errors: Sequence[FieldError]) -> str:
+    """What is wrong; of a value that is none of its kind also where, for those who read no further."""
+    if len(errors) != 1:
+        return f"{len(errors)} things are wrong with the request; see errors."
+    (error,) = errors
+    return f"{error.pointer}: {error.detail}" if error.pointer and error.code == "invalid_value" else error.detail
 
 
 def of_refusal(refusal: Refused, sent: Container[str] = ()) -> ProblemError:

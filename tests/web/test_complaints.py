@@ -116,3 +116,13 @@ def _patterns() -> set[str]:
 
 def test_a_datetime_is_no_text() -> None:
     assert isinstance(decode(b'{"at": "2026-11-22T09:30:00Z"}', Body).at, datetime)
+
+
+def test_one_value_that_is_wrong_is_named_where_people_read_first() -> None:
+    with pytest.raises(ProblemError) as caught:
+        decode(b'{"count": "many"}', Body)
+    said = "Expected a whole number, not a text."
+    assert caught.value.detail == f"/count: {said}"
+    assert caught.value.under("/emails/3").detail == f"/emails/3/count: {said}"
+    assert caught.value.of_query().detail == said
+    assert [error.parameter for error in caught.value.of_query().errors] == ["count"]
