@@ -15,7 +15,7 @@ from mailerd.queue.mail import Message, Recipient
 
 log = structlog.get_logger()
 
-IN_A_ROW = 6  # mails, for some milliseconds in which nothing else is done
+IN_A_ROW = 16  # mails, for some ten milliseconds in which nothing else is done
 MOST_BYTES = 2_000_000  # that wait to leave, of one call
 
 Mail = tuple[Message, Recipient]
