@@ -330,13 +330,15 @@ async def test_a_schema_newer_than_the_code_is_refused(empty):
 async def test_the_schema_is_not_changed_under_an_older_mailerd_that_works_but_under_what_a_crash_left(
     database, monkeypatch
 ):
-    monkeypatch.setattr("mailerd.db.migrate.WATCHED", 0.3)
+    monkeypatch.setattr("mailerd.db.migrate.WATCHED", 1.0)
     newer = [*shipped(), Migration(9_999, "later", "CREATE TABLE later ()")]
     async with db.connected(database) as connection, db.connected(database) as other:
         await other.execute("INSERT INTO workers (number, node, pid) VALUES (1, 'old', 4711)")
 
+        crashed = asyncio.Event()
+
         async def beat():
-            while True:
+            while not crashed.is_set():
                 await other.execute("UPDATE workers SET beat = beat + 1")
                 await asyncio.sleep(0.05)
 
@@ -344,8 +346,8 @@ async def test_the_schema_is_not_changed_under_an_older_mailerd_that_works_but_u
         with pytest.raises(DatabaseError, match=r"older mailerd still works with it \(node old\): stop mailerd"):
             await migrate(connection, newer)
         assert await migrate(connection) == 0  # nothing to change, nothing to refuse
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
+        crashed.set()
+        await beating
 
         assert await migrate(connection, newer) == 1
 

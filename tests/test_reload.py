@@ -288,7 +288,7 @@ async def test_a_terminal_that_is_closed_ends_the_daemon_as_ever(tmp_path: Path)
     os.close(terminal)
     await daemon.ready()
     os.close(master)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await daemon.process.wait() == 0
 
 

@@ -315,7 +315,7 @@ async def answering(directory: Path, listener: ScriptedMx) -> AsyncIterator[Sand
 
 
 async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.01)
 
@@ -487,7 +487,7 @@ async def test_readers_open_click_and_unsubscribe(directory: Path, reader: str, 
     await sandbox.start()
     try:
         await talk(sandbox, transaction(f"{reader}@example.net", content=newsletter(base)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert [await seen.get() for _ in asked] == asked
     finally:
         await sandbox.stop()

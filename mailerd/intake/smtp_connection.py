@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 BUFFER = 1 << 16  # bytes unread at which the kernel is left to hold the peer back; twice that is the most we hold
 HANDSHAKE = 30.0  # seconds for TLS
-LINGER = 5.0  # seconds for a closed connection to get its last reply out
+LINGER = 5.0  # seconds for a closed connection to get its last reply out, and for what is under way to be thrown away
 MAX_ANY_LINE = 12_288  # RFC 4954 section 4
 
 
@@ -63,6 +63,8 @@ class Connection(SMTP):
         self._closing = False  # no more commands are taken
         self._stopping = False  # the same, after the transaction that is open
         self._submitting = False  # somebody else has the pace: what was begun is carried out
+        self._flooded = False  # more was sent than is read
+        self._lingering = False  # all has been said; what still comes is thrown away
         self._errors = 0
         self._encrypted = ""
 
@@ -106,9 +108,11 @@ class Connection(SMTP):
         # A client may close its half behind its last command and still read our replies; with TLS there are no halves.
         self._eof = True
         self._wake_reader()
-        return not self._encrypted
+        return not (self._encrypted or self._lingering)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
         busy = self._arrived or self._closing or self._stopping or self._paused  # type: ignore[attr-defined]
         if self._attentive and not busy and self._answers_at_once(data):
             self._answer(data)
@@ -164,14 +168,29 @@ class Connection(SMTP):
             cast(asyncio.Transport, self.transport).abort()
 
     def _hang_up(self, reply: bytes, now: float) -> None:
+        if self._lingering:
+            return self.cut()
         self._closing = True
         self.deadline = now + LINGER
         transport = cast(asyncio.Transport | None, self.transport)
         if transport is not None and not transport.is_closing():
             if self._replies or reply:
                 transport.write(b"".join([*self._replies, reply]))
-            transport.close()
+            if (self._flooded or self._unread) and not self._eof:
+                self._linger(transport)
+            else:
+                transport.close()
         self._replies.clear()
+        return None
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Close our half only: a socket closed on bytes nobody read resets the peer, who then never sees our reply."""
+        self._lingering = True
+        self._arrived = b""
+        if transport.can_write_eof():
+            transport.write_eof()
+        if self._held_back:
+            transport.resume_reading()
 
     # -- the command loop ----------------------------------------------------------------------------------------------
 

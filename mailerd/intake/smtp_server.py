@@ -288,6 +288,7 @@ class SmtpConnection(Connection):
     def _cut_off(self, incoming: Incoming) -> Gone:
         """The end of the content was not seen: whatever comes is content, and is not read."""
         if incoming.hopeless:
+            self._flooded = True
             self._say("552 5.3.4 Message is much too large")
         else:
             log.info("connection.lost", peer=self.peer, during="content", size=incoming.size)

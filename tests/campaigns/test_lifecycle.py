@@ -342,7 +342,7 @@ async def test_more_campaigns_than_a_page_that_others_have_in_hand_do_not_keep_a
     free = await office.scheduled(office.now - timedelta(minutes=1))
     async with office.pool.acquire() as connection, connection.transaction():
         await connection.execute("SELECT FROM campaigns WHERE id = ANY ($1) FOR UPDATE", [each.id for each in held])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await office.desk.scheduler.tick()
 
     assert [(await office.row(each)).status for each in (*held, free)] == ["scheduled", "scheduled", "sending"]

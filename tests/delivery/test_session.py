@@ -770,6 +770,6 @@ def closed_port() -> int:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for the other end, which lives in the same loop, to have noticed."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)

@@ -367,12 +367,12 @@ async def test_it_runs_by_itself_and_ends_with_everything_written(
     clock.now = datetime(2026, 11, 22, 4, 0, 1, tzinfo=UTC)  # later than the latest report
 
     running = asyncio.create_task(reports.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not mails.sent or await pool.fetchval("SELECT count(*) FROM tls_results WHERE domain = 'old.example'"):
             await asyncio.sleep(0.01)
     reports.note(OK, "")
     await reports.stop()
-    await asyncio.wait_for(running, 10)
+    await asyncio.wait_for(running, 60)
 
     assert mails.recipients == ["reports@y.example"]
     assert await pool.fetchval("SELECT sessions FROM tls_results WHERE day = '2026-11-22'") == 1

@@ -515,7 +515,7 @@ async def test_left_to_itself_it_reads_draws_and_writes(pool: Pool, clock: Clock
     warmups.note("cold", "google", "delivered", 7)
 
     running = asyncio.create_task(warmups.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while warmups.take("cold", "google", 1) is not None:
             await asyncio.sleep(0)
         while await pool.fetchval("SELECT count(*) FROM traffic_days") == 0:
@@ -540,7 +540,7 @@ async def test_a_day_is_judged_a_minute_after_its_end(
         while await pool.fetchval("SELECT sum(delivered) FROM traffic_days WHERE source = 'cold'") != delivered:
             await asyncio.sleep(0)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await written(100)
         clock.now = datetime(2026, 11, 2, 0, 0, 59, tzinfo=UTC)
         for more in range(1, 4):  # rounds of its work, in which nothing is judged

@@ -120,6 +120,6 @@ class others:  # noqa: N801 - read as a sentence
 
 async def said(lab: Laboratory, *words: str) -> None:
     """Wait until the log has one of these."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not any(word in line for line in lab.daemon.log_lines() for word in words):
             await asyncio.sleep(0.1)

@@ -108,6 +108,6 @@ async def test_a_claim_whose_answer_was_lost_is_given_up_and_nothing_else(pool: 
 
 
 async def waiting_for_a_lock(pool: Pool) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await pool.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
             await asyncio.sleep(0.01)

@@ -51,7 +51,7 @@ async def append(pool: db.Pool, *types: str, stream: str = "transactional") -> N
 
 async def lines(path: Path, count: int) -> list[Any]:
     """The types in a file, when it has so many lines."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not path.exists() or path.read_bytes().count(b"\n") < count:
             await asyncio.sleep(0)
     return [msgspec.json.decode(line)["type"] for line in path.read_bytes().splitlines()]

@@ -106,7 +106,7 @@ class Bench:
         attempts = await self.desk.log(webhook.id, before=1 << 62, outcome=None, limit=100_000)
         return [(one.number, one.result.value, one.outcome.status) for one in reversed(attempts)]
 
-    async def until(self, done: Callable[[], Any], seconds: float = 15.0) -> None:
+    async def until(self, done: Callable[[], Any], seconds: float = 60.0) -> None:
         """Wait until what `done` returns, or its awaited result, is true."""
         async with asyncio.timeout(seconds):
             while True:
@@ -134,7 +134,7 @@ class Bench:
             last = await self.pool.fetchrow("SELECT txid, seq FROM events ORDER BY txid DESC, seq DESC LIMIT 1")
             return found is not None and tuple(found.position) >= tuple(last or (0, 0))
 
-        await self.until(at_end, 25.0)
+        await self.until(at_end, 60)
 
 
 def context() -> ssl.SSLContext:
@@ -332,7 +332,7 @@ async def test_an_endpoint_that_is_down_for_hours_gets_everything_in_order_when_
     await receiver.come_back()
     bench.clock.advance(minutes=6)
     await bench.look(webhook)
-    await receiver.until(lambda: len({taken.key for taken in receiver.taken}) == 600, 30)
+    await receiver.until(lambda: len({taken.key for taken in receiver.taken}) == 600, 60)
     by_message: dict[str, list[str]] = {}
     for event in receiver.events:
         by_message.setdefault(event["data"]["email_id"], []).append(event["type"])

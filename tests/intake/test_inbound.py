@@ -289,9 +289,9 @@ async def test_ten_thousand_guesses_at_once_are_not_all_read(inbound: Serve):
     async with inbound() as intake:
         client = await ready(intake)
         client.write(b"".join(b"RCPT TO:<b-%031d@bounce.example.com>\r\n" % n for n in range(10_000)))
-        with contextlib.suppress(ConnectionResetError):  # what was not read is thrown away, by the kernel
-            assert len((await client.rest()).splitlines()) == 21
-        async with asyncio.timeout(5):
+        assert len((await client.rest()).splitlines()) == 21
+        client.close()
+        async with asyncio.timeout(60):
             while len(intake.listener):
                 await asyncio.sleep(0)
 
@@ -403,7 +403,7 @@ async def test_what_was_begun_is_carried_out_though_the_peer_left(box, inbound: 
         client.close()
         await client.writer.wait_closed()
         box.gate.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(intake.listener):
                 await asyncio.sleep(0)
     assert len(box.arrived) == 1

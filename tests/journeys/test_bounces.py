@@ -17,7 +17,7 @@ domains: {{here.example: {{return_path: bounce.here.example}}}}
 inbound: {{forward: {{postmaster: ops@there.example}}}}
 """
 LISTENER = '  - {{bind: "127.0.0.1:0", starttls: off, auth: optional, trusted: [127.0.0.0/8]}}\n'
-PATIENCE = 20.0  # seconds
+PATIENCE = 60.0  # seconds
 
 
 class Daemon(LiveDaemon):

@@ -131,7 +131,7 @@ async def test_an_effect_of_a_rule_is_named_with_its_reply_and_rule(
         relay.relay.reconfigure(config, relay.relay.identity, rules(RULES))
         await relay.submit("ann@example.net")
         await relay.settled()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await EffectStore(relay.pool).active(now.now):
                 pass
         path = (await about(relay)).destinations[0].paths[0]

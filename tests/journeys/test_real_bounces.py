@@ -25,7 +25,7 @@ from tests.support.scripted_mx import EXTENSIONS, ScriptedMx
 needs_postfix = pytest.mark.skipif(bool(postfix.missing()), reason=postfix.missing())
 needs_exim = pytest.mark.skipif(bool(exim.missing()), reason=exim.missing())
 
-PATIENCE = 40.0  # seconds
+PATIENCE = 60.0  # seconds
 HOME, EXIM, POSTFIX, HOP, GATE, SMALL, INBOUND, NOBODY = (f"127.0.0.{n}" for n in (3, 6, 7, 8, 10, 11, 9, 12))
 CONTENT = (
     b"From: Ann <ann@sender.example>\r\nSubject: hello\r\nMessage-ID: <one@sender.example>\r\n\r\n" + b"x\r\n" * 500

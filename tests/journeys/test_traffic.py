@@ -34,7 +34,7 @@ from tests.support.dns_server import DnsServer
 from tests.support.relay import Clock, RunningRelay, relay_config, running_relay
 from tests.support.scripted_mx import EXTENSIONS, Pause, ScriptedMx
 
-SOON = 5.0  # seconds
+SOON = 60.0  # seconds
 SITE = "mx.example.net"
 STREAMS = {"transactional": Stream(), "marketing": Stream()}
 
@@ -137,7 +137,7 @@ async def test_flows_that_wait_keep_no_other_flow_from_its_turn(lab: Lab) -> Non
         await relay.settled()
         lab.clock.advance(minutes=2)
         relay.relay.dispatcher.wake()
-        await until(lambda: any(delivery.recipient == "ann@example.net" for delivery in lab.mx.delivered), 3)
+        await until(lambda: any(delivery.recipient == "ann@example.net" for delivery in lab.mx.delivered), 60)
         await relay.settled()
         assert await relay.states(receipt) == ["delivered"]
 
@@ -204,7 +204,7 @@ async def test_sites_that_share_a_limit_take_turns(lab: Lab) -> None:
             await until(lambda: len(lab.mx.delivered) >= 5)
             for number in range(5):
                 await relay.submit(f"o{number}@other.example")
-            await until(lambda: len(other.delivered) == 5, 3)
+            await until(lambda: len(other.delivered) == 5, 60)
             assert len(lab.mx.delivered) < 250
             assert max(lab.mx.most_open, other.most_open) == 1
             await relay.settled()
@@ -231,7 +231,7 @@ async def test_who_wants_a_connection_gets_one_and_not_all(lab: Lab) -> None:
         async with lab.relay(shaping, limits={"control": False}) as relay:
             names = [f"u{number}@{('example.net', 'other.example')[number % 2]}" for number in range(400)]
             await asyncio.gather(*(relay.submit(name) for name in names))
-            await until(lambda: len(lab.mx.delivered) + len(other.delivered) == 400, 20)
+            await until(lambda: len(lab.mx.delivered) + len(other.delivered) == 400, 60)
             assert lab.mx.connections + other.connections < 150
             await relay.settled()
 
@@ -257,7 +257,7 @@ async def test_a_connection_refused_beside_others_does_not_stop_the_mail_when_th
     async with lab.relay("default: {per_path: {connections: 2}}", limits=limits) as relay:
         for number in range(12):
             await relay.submit(f"u{number}@example.net")
-        await until(lambda: len(lab.mx.delivered) == 12, 4)
+        await until(lambda: len(lab.mx.delivered) == 12, 60)
 
 
 async def test_hosts_that_answer_421_to_all_are_asked_seldom_and_mail_waits_with_that_reason(lab: Lab) -> None:
@@ -371,7 +371,7 @@ async def test_a_long_queue_of_which_one_source_may_send_its_part_does_not_wait_
         lab.clock.advance(minutes=2)
         relay.relay.dispatcher.wake()
         before = 0
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while before != len(lab.mx.delivered) or before < 200:
                 before = len(lab.mx.delivered)
                 await asyncio.sleep(2)
@@ -383,7 +383,7 @@ async def test_a_long_queue_of_which_one_source_may_send_its_part_does_not_wait_
         await asyncio.sleep(2)
         assert await relay.pool.fetchval(written) - lsn < 100_000  # what waits for a is not taken up again and again
         await EffectStore(relay.pool).cancel(effect.id, actor="me", now=lab.clock.now)
-        await until(lambda: len(lab.mx.delivered) == 600, 15)
+        await until(lambda: len(lab.mx.delivered) == 600, 60)
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
@@ -495,7 +495,7 @@ async def test_drawing_a_budget_costs_no_rate(lab: Lab) -> None:
         for number in range(10):
             await relay.submit(f"u{number}@example.net")
         begun = asyncio.get_running_loop().time()
-        await until(lambda: len(lab.mx.delivered) == 10, 8)
+        await until(lambda: len(lab.mx.delivered) == 10, 60)
         assert asyncio.get_running_loop().time() - begun < 3.6
 
 

@@ -88,7 +88,7 @@ class Group:
     async def pid_stuck(self) -> int:
         """The backend that waits for the block to end."""
         waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (pid := await self.pool.fetchval(waiting)) is None:
                 await asyncio.sleep(0.01)
         return int(pid)
@@ -287,6 +287,6 @@ async def test_drained_waits_for_the_commit_under_way(group: Group, database: st
 
 
 async def until(group: Group, stored: set[int]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await group.stored() != stored:
             await asyncio.sleep(0.02)

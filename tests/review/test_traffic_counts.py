@@ -38,7 +38,7 @@ sandbox: {{{{bind: "127.0.0.1:{{sandbox}}"}}}}
 """
 
 
-async def until(done: Callable[[], bool], seconds: float = 20.0) -> None:
+async def until(done: Callable[[], bool], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not done():
             await asyncio.sleep(0.05)
@@ -212,7 +212,7 @@ async def test_who_loses_its_connection_takes_the_name_again(database: str) -> N
     async with keeping(lock) as task, db.connected(database) as other:
         ended = await other.fetch("SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory'")
         assert len(ended) == 1
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await other.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"):
                 await asyncio.sleep(0.05)
         assert not task.done()
@@ -245,7 +245,7 @@ async def test_who_loses_the_name_to_another_stops(database: str, sockets: Path)
             await other.take()
             await proxy.start()
             with pytest.raises(StartError, match=NODE):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     await task
         other.release()
 

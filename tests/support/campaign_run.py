@@ -233,7 +233,7 @@ STEPS = {
 }
 
 
-async def at_step(lab: Laboratory, table: str, seconds: float = 5.0) -> bool:
+async def at_step(lab: Laboratory, table: str, seconds: float = 60.0) -> bool:
     """Wait until somebody waits at the step, and kill the daemon there; False: nobody came, and nothing was done."""
     connection = await lab.daemon.connection()
     try:

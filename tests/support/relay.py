@@ -84,7 +84,7 @@ class RunningRelay:
         owned = "SELECT count(*) FROM recipients WHERE owner IS NOT NULL"
         due = "SELECT count(*) FROM recipients WHERE owner IS NULL AND NOT held AND due_at <= $1"
         blocked = "SELECT count(*) FROM recipients AS r JOIN queues AS q ON q.name = r.queue WHERE q.blocked_until > $1"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 await self.relay.drained()
                 waiting = await self.pool.fetchval(due, self.clock.now) - await self.pool.fetchval(

@@ -32,7 +32,7 @@ class Replicated:
         async with db.connected(self.first.url) as connection:
             await connection.execute(SYNCHRONOUS)
             await connection.execute("SELECT pg_reload_conf()")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while not await connection.fetchval(IN_STEP):
                     await asyncio.sleep(0.05)
 

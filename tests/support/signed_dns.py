@@ -138,7 +138,7 @@ class SignedDns:
 
     async def _answering(self) -> bool:
         query = dns.message.make_query(PROBE, "SOA")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self._process.returncode is None:
                 try:
                     await dns.asyncquery.udp(query, "127.0.0.1", port=self._port, timeout=0.2)

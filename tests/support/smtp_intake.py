@@ -144,7 +144,7 @@ class Client:
     async def reply(self) -> str:
         """One reply with all its lines; "" when the server has closed."""
         lines = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while line := await self.reader.readline():
                 lines.append(line.decode().removesuffix("\r\n"))
                 if line[3:4] != b"-":
@@ -163,13 +163,13 @@ class Client:
 
     async def rest(self) -> str:
         """Everything up to the close."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return (await self.reader.read()).decode()
 
     async def drip(self, data: bytes) -> None:
         """Send `data` every few milliseconds until the server has closed."""
         with contextlib.suppress(ConnectionError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not self.writer.is_closing():
                     self.write(data)
                     await self.writer.drain()

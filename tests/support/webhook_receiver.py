@@ -51,7 +51,7 @@ class Receiver:
         """The bodies of what was taken, arrays taken apart."""
         return [event for one in self.taken for event in (one.json if isinstance(one.json, list) else [one.json])]
 
-    async def until(self, done: Callable[[], bool], seconds: float = 15.0) -> None:
+    async def until(self, done: Callable[[], bool], seconds: float = 60.0) -> None:
         """Wait until that is so, looking whenever something came."""
         async with asyncio.timeout(seconds):
             while not done():

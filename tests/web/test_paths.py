@@ -84,7 +84,7 @@ async def test_a_paused_site_gets_nothing_until_the_pause_is_cancelled(api: Api)
 
 async def held(api: Api, *, effects: int) -> None:
     """Wait until the worker knows of so many effects."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(api.relay.relay.effects.active) != effects:
             await asyncio.sleep(0)
 

@@ -189,7 +189,7 @@ async def test_pages_go_on_where_they_ended(api: Api) -> None:
 async def imported(api: Api, text: bytes, query: str = "") -> Any:
     answer = await api.ask("POST", f"{PATH}/imports{query}", data=text, headers={"Content-Type": "text/csv"})
     assert answer.status == 202, answer.json
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (progress := (await api.ask("GET", answer.headers["Location"])).json)["state"] == "running":
             await asyncio.sleep(0.02)
     assert (await api.ask("GET", answer.headers["Location"], key="stranger")).status == 404
