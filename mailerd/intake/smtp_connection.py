@@ -22,6 +22,8 @@ log = structlog.get_logger()
 
 BUFFER = 1 << 16  # bytes unread at which the kernel is left to hold the peer back; twice that is the most we hold
 HANDSHAKE = 30.0  # seconds for TLS
+MANY_REPLIES = 100  # are not kept to be written at once: they fill memory, and others wait for their turn
+FOREVER = float("inf")
 LINGER = 5.0  # seconds for a closed connection to get its last reply out, and for what is under way to be thrown away
 MAX_ANY_LINE = 12_288  # RFC 4954 section 4
 
@@ -55,6 +57,7 @@ class Connection(SMTP):
         self.service = service
         self.peer = peer
         self.deadline = loop.time() + HANDSHAKE
+        self._ends = FOREVER  # no command moves the deadline beyond this
         self._forget = forget
         self._buffer = b""  # received, from `_at` on not yet looked at
         self._at = 0
@@ -131,7 +134,7 @@ class Connection(SMTP):
             pass
         except Exception as error:
             self._failure = error  # for the task to say
-        self.deadline = self.loop.time() + self.service.limits.command_timeout
+        self.deadline = min(self.loop.time() + self.service.limits.command_timeout, self._ends)
         transport = cast(asyncio.Transport | None, self.transport)
         if self._closing or self._failure is not None or transport is None or transport.is_closing():
             self._wake_reader()
@@ -217,7 +220,10 @@ class Connection(SMTP):
             line = self._next_line()
             if line is not None:
                 await self._command(line)
-                self.deadline = self.loop.time() + self.service.limits.command_timeout
+                self.deadline = min(self.loop.time() + self.service.limits.command_timeout, self._ends)
+                if len(self._replies) >= MANY_REPLIES:
+                    await self._flush()
+                    await asyncio.sleep(0)
                 continue
             if self._stopping and not self._in_transaction:
                 self._close(421, "4.3.2", "Shutting down")

@@ -14,14 +14,12 @@ from typing import cast
 import structlog
 
 from mailerd.errors import Refused, Unavailable
-from mailerd.intake.smtp_connection import Connection, Gone, one_line
+from mailerd.intake.smtp_connection import FOREVER, Connection, Gone, one_line
 from mailerd.intake.smtp_content import Incoming, finished, no_memory, read_chunk, read_data, too_big
 from mailerd.intake.smtp_service import Service
 from mailerd.wire.smtp import MailCommand, RcptCommand, parse_mail, parse_rcpt
 
 log = structlog.get_logger()
-
-FOREVER = float("inf")
 
 MAX_LINE = 512  # RFC 5321 section 4.5.3.1.4
 MAX_LINES = {b"MAIL": 2_048, b"RCPT": 2_048, b"AUTH": 12_288}  # with room for the parameters of RFC 3461, 4954, 6531
@@ -210,9 +208,9 @@ class SmtpConnection(Connection):
         if match is None:  # where the chunk ends cannot be known, so nothing more can be a command
             return self._close(501, "5.5.4", "Syntax: BDAT size [LAST]")
         if self._incoming is None:
-            self.deadline = self.loop.time() + self.service.limits.data_timeout
+            self._ends = self.loop.time() + self.service.limits.data_timeout  # of all chunks together
             self._incoming = Incoming(self.service.memory, self.service.limits.max_size, self._no_recipients())
-        incoming = self._incoming
+        incoming, self.deadline = self._incoming, self._ends
         rest = await read_chunk(self._rest(), int(match[1]), self._read, incoming)
         if rest is None:
             raise self._cut_off(incoming)
@@ -283,7 +281,7 @@ class SmtpConnection(Connection):
     def _end_incoming(self) -> None:
         if self._incoming is not None:
             self._incoming.close()
-        self._incoming = None
+        self._incoming, self._ends = None, FOREVER
 
     def _cut_off(self, incoming: Incoming) -> Gone:
         """The end of the content was not seen: whatever comes is content, and is not read."""

@@ -10,7 +10,8 @@ import structlog
 from mailerd.errors import Refused, Unavailable
 from mailerd.intake.credentials import TOKEN_PREFIX, TRUSTED, Credential
 from mailerd.intake.envelope import Envelope, Origin
-from mailerd.intake.smtp_server import FOREVER, SmtpConnection
+from mailerd.intake.smtp_connection import FOREVER
+from mailerd.intake.smtp_server import SmtpConnection
 from mailerd.intake.smtp_service import Service
 from mailerd.queue.ids import format_message_id
 from mailerd.wire.smtp import MailCommand, RcptCommand

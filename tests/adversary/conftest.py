@@ -1,5 +1,45 @@
-"""The fixtures of the SMTP intake serve here, too."""
+"""The fixtures of the SMTP intake and of the API serve here, too."""
 
-from tests.intake.conftest import lonely, outbox
+from tests.intake.conftest import certificate, lonely, outbox, pytest_asyncio_loop_factories, tls
+from tests.web.conftest import (
+    api,
+    changes,
+    dns,
+    failures,
+    limits,
+    mx,
+    now,
+    poster,
+    proxy,
+    relay,
+    server,
+    services,
+    sources,
+    stopping,
+    submitter,
+    tokens,
+)
 
-__all__ = ["lonely", "outbox"]
+__all__ = [
+    "api",
+    "certificate",
+    "changes",
+    "dns",
+    "failures",
+    "limits",
+    "lonely",
+    "mx",
+    "now",
+    "outbox",
+    "poster",
+    "proxy",
+    "pytest_asyncio_loop_factories",
+    "relay",
+    "server",
+    "services",
+    "sources",
+    "stopping",
+    "submitter",
+    "tls",
+    "tokens",
+]

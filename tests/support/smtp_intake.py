@@ -124,6 +124,13 @@ class Intake:
         assert (await client.reply()).startswith("220 mail.example.com ")
         return client
 
+    async def connect_from(self, source: str) -> "Client":
+        """A client at this address of 127/8 that has read the greeting."""
+        client = Client(*await asyncio.open_connection(self.host, self.port, local_addr=(source, 0)))
+        self.clients.append(client)
+        assert (await client.reply()).startswith("220 mail.example.com ")
+        return client
+
     async def session(self, *lines: str) -> list[str]:
         """The replies to an EHLO and these lines, one after the other."""
         client = await self.connect()

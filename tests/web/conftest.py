@@ -246,6 +246,12 @@ def limits(changes: dict[str, Any]) -> Limits:
 
 
 @pytest.fixture
+def failures(request: pytest.FixtureRequest) -> Rate:
+    """How often a key may be wrong: parametrize it, indirectly."""
+    return getattr(request, "param", Rate(1000, 60.0))
+
+
+@pytest.fixture
 def stopping() -> list[bool]:
     """Holds True when the daemon is being stopped."""
     return []
@@ -272,6 +278,7 @@ def services(
     relay: RunningRelay,
     submitter: StubbornSubmitter,
     limits: Limits,
+    failures: Rate,
     stopping: list[bool],
     poster: Poster,
     tmp_path: Path,
@@ -297,7 +304,7 @@ def services(
     )
     return Services(
         submitter=submitter,
-        authenticator=Authenticator(CredentialStore(relay.pool), failures=Rate(1000, 60.0)),
+        authenticator=Authenticator(CredentialStore(relay.pool), failures=failures),
         mail=TraceStore(relay.pool),
         control=MessageControl(ControlStore(relay.pool), relay.clock),
         explainer=lambda: relay.relay.explainer(ConfigText("mailerd.yaml", "")),
