@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from mailerd.wire.address import domain_to_ascii
 
+MAX_HEADER = 1_000_000  # bytes of a header block; what reads the fields of one takes a second for some tens of these
 MAX_LINE = 998  # bytes without CRLF: RFC 5322 section 2.1.1
 FOLD_AT = 78  # columns, the same section
 
@@ -125,6 +126,8 @@ def _field_end(header: bytes, at: int) -> int:
 
 def header_problem(header: bytes) -> str | None:
     """What is so wrong with a header block that the message is refused (554 5.6.0); None when nothing is."""
+    if len(header) > MAX_HEADER:
+        return f"it has more than {MAX_HEADER:,} bytes"
     if FIELDS.fullmatch(header) is None:
         return _first_bad_line(header)
     names = SINGLE_FIELD.findall(_probe(header))
