@@ -6,6 +6,7 @@ next start finds everything committed.
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -68,6 +69,13 @@ def share_metrics(directory: Path) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
 
 
+def _allow_files() -> None:
+    """Take as many open files as are allowed: the usual 1,024 are used up by so many idle clients."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # more than a kernel takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _fail(text: str, status: int) -> int:
     print(f"mailerd: {text}", file=sys.stderr)
     return status
@@ -102,6 +110,7 @@ class Daemon:
     async def run(self) -> None:
         """Start, serve until told to stop, stop in order; raises what made it impossible to start or go on."""
         os.umask(0o077)
+        _allow_files()
         self._catch_signals()
         await self._data_dir.acquire()
         if failpoints.ON:
