@@ -165,7 +165,9 @@ HEADER = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: "
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("changes", [{"total_read": 0.6, "idle_read": 0.3, "keep_alive": 0.5, "linger": 0.2}], indirect=True)
+@pytest.mark.parametrize(
+    "changes", [{"total_read": 0.6, "idle_read": 0.3, "keep_alive": 0.5, "linger": 0.2}], indirect=True
+)
 @pytest.mark.parametrize(
     ("begin", "drip"),
     [
@@ -181,9 +183,7 @@ HEADER = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: "
     ],
     ids=repr,
 )
-async def test_an_http_client_that_drips_is_sent_away_and_delays_nobody(
-    begin: bytes, drip: bytes, api: Api
-) -> None:
+async def test_an_http_client_that_drips_is_sent_away_and_delays_nobody(begin: bytes, drip: bytes, api: Api) -> None:
     async def slow() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
         client = Client(reader, writer)
