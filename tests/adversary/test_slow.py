@@ -142,7 +142,7 @@ async def test_who_does_not_shake_hands_on_a_tls_port_is_sent_away(
 
 
 async def test_one_who_never_stops_talking_lets_others_speak(outbox: Outbox, lonely: Authenticator) -> None:
-    """The commands of one read are tens of thousands: others have their turns meanwhile, and the replies do not pile."""
+    """The commands of one read are tens of thousands: others have their turns meanwhile, and replies do not pile."""
     turns = 0
 
     async def others() -> None:

@@ -1,4 +1,4 @@
-"""HTTP request smuggling: whatever a proxy before us makes of it, we take one request, or none, and never what is inside.
+"""HTTP request smuggling: whatever a proxy before us makes of it, we take one request or none, never what is inside.
 
 Where the framing can be read in two ways the answer is 400 and the connection closes: what follows is never a request.
 """

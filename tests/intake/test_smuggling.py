@@ -151,6 +151,49 @@ async def test_smuggled_commands_are_never_executed_in_a_bdat(form, outbox, lone
         assert content == data
 
 
+ENDS = (b"\r\n", b"\n", b"\r", b"\0", b"\r\0\n", b"\n\r")
+WHY = {
+    b"\0": "a NUL byte",
+    b"\n": "a bare LF",
+    b"\r": "a bare CR",
+}  # each form of end but CRLF is refused for one of these
+
+
+def every_form() -> list[bytes]:
+    """An end of line, a dot, an end of line, in every mixture but the one that ends a message."""
+    return [before + b"." + after for before in ENDS for after in ENDS if before + after != b"\r\n\r\n"]
+
+
+@pytest.mark.parametrize("how", ["DATA", "BDAT", "BDAT in two, cut at the dot"])
+async def test_every_mixture_of_ends_is_refused_and_the_next_message_is_the_next(how, outbox, lonely):
+    """The client goes on in one breath: its next message is taken, what the first one holds is not."""
+    begin = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\n"
+    following = begin + b"DATA\r\nSubject: next\r\n\r\nnext\r\n.\r\n"
+    for form in every_form():
+        outbox.messages.clear()
+        data = stream(form)
+        cut = data.index(form) + form.index(b".")
+        sent = {
+            "DATA": b"DATA\r\n" + data + b".\r\n",
+            "BDAT": b"BDAT %d LAST\r\n" % len(data) + data,
+            "BDAT in two, cut at the dot": b"BDAT %d\r\n" % cut
+            + data[:cut]
+            + b"BDAT %d LAST\r\n" % (len(data) - cut)
+            + data[cut:],
+        }[how]
+        async with Intake(outbox, lonely) as intake:
+            client = await intake.connect()
+            await client.say("EHLO evil.example")
+            client.write(begin + sent + following + b"QUIT\r\n")
+            replies = (await client.rest()).splitlines()
+        (refusal,) = [reply for reply in replies if reply.startswith("554")]
+        assert refusal.startswith("554 5.6.0 message refused: "), form
+        assert any(why in refusal for byte, why in WHY.items() if byte in form), refusal
+        assert refusal.endswith("lines must end in CRLF")
+        assert outbox.contents == [b"Subject: next\r\n\r\nnext\r\n"], form
+        assert replies[-1].startswith("221")
+
+
 @pytest.mark.parametrize(
     "line",
     [
