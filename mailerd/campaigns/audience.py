@@ -17,7 +17,6 @@ from mailerd.campaigns.ledger import Status
 from mailerd.campaigns.segments.compiling import Scope, condition_sql
 from mailerd.campaigns.segments.conditions import All, AnyOf, Condition, ConditionError, Fault, Not, OnList
 from mailerd.campaigns.segments.counting import Wanted
-from mailerd.campaigns.segments.parameters import Parameters
 from mailerd.campaigns.segments.sources import sources
 from mailerd.queue.ids import CAMPAIGN, LIST, SEGMENT, format_id, parse_id
 
@@ -139,15 +138,17 @@ class Resolved:
 
     def fits(self, scope: Scope, after: int | None, end: int | None) -> str:
         """SQL that is true of the contacts `scope.alias` that belong to it, if their ids are in (after, end]."""
+        if not self.is_of_lists:  # of a small list there may be very many other contacts between
+            scope = scope.within(after, end)
         tests = [self._included(scope, after, end)]
         if self.without_lists:
-            tests.append(f"NOT EXISTS ({_subscribed(scope.parameters, self.without_lists)}{_same(scope)} OFFSET 0)")
+            tests.append(condition_sql(Not(OnList(self.without_lists)), scope))
         if self.without_campaigns:
             campaigns = scope.parameters.add(list(self.without_campaigns), "bigint[]")
             got = scope.parameters.add([int(status) for status in GOT], "smallint[]")
             tests.append(
                 f"NOT EXISTS (SELECT FROM campaign_contacts AS m WHERE m.campaign_id = ANY ({campaigns})"
-                f" AND m.status = ANY ({got}){_same(scope)} OFFSET 0)"
+                f" AND m.status = ANY ({got}) AND m.contact_id = {scope.alias}.id OFFSET 0)"
             )
         if self.without_segments:
             tests.append(condition_sql(Not(AnyOf(self.without_segments)), scope))
@@ -157,20 +158,11 @@ class Resolved:
         if self.everyone:
             return condition_sql(All(()), scope)
         if not self.segments:  # IN: the lists are read, and of the contacts only who is there
-            subscribed = _subscribed(scope.parameters, self.lists, "m.contact_id")
-            return f"{scope.alias}.id IN ({subscribed}{_bounds(scope, after, end)})"
-        fitting = condition_sql(AnyOf(self.segments), scope)
-        if not self.lists:
-            return fitting
-        return f"EXISTS ({_subscribed(scope.parameters, self.lists)}{_same(scope)} OFFSET 0) OR {fitting}"
-
-
-def _subscribed(parameters: Parameters, lists: tuple[int, ...], what: str = "") -> str:
-    ids = parameters.add(list(lists), "bigint[]")
-    # Put together, so that it is no statement of its own.
-    return " ".join(
-        ("SELECT", what, f"FROM list_contacts AS m WHERE m.list_id = ANY ({ids}) AND m.status = 'subscribed'")
-    )
+            ids = scope.parameters.add(list(self.lists), "bigint[]")
+            subscribed = f"list_contacts AS m WHERE m.list_id = ANY ({ids}) AND m.status = 'subscribed'"
+            return f"{scope.alias}.id IN (SELECT m.contact_id FROM {subscribed}{_bounds(scope, after, end)})"
+        wanted = (OnList(self.lists), *self.segments) if self.lists else self.segments
+        return condition_sql(AnyOf(wanted), scope)
 
 
 def _bounds(scope: Scope, after: int | None, end: int | None) -> str:
@@ -179,10 +171,6 @@ def _bounds(scope: Scope, after: int | None, end: int | None) -> str:
         for sign, bound in ((">", after), ("<=", end))
         if bound is not None
     )
-
-
-def _same(scope: Scope) -> str:
-    return f" AND m.contact_id = {scope.alias}.id"
 
 
 def wanted_of(resolved: Resolved, now: datetime) -> Wanted:

@@ -3,10 +3,11 @@
 Values are parameters, also names of custom fields, tags and lists. Casts of what stands in custom fields are guarded:
 what is no number or no time does not fit, and raises nothing. Each test of another table looks up the one contact
 (`OFFSET 0` keeps the planner from turning it round), so that what a row costs does not hang on how many rows those
-tables have.
+tables have. Where it is known between which ids the contacts are, who has a tag or stands in a list is read at once for
+all of them: a quarter of the time, and no more rows than such contacts have.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import assert_never
 
@@ -50,16 +51,26 @@ AT = """((left({t}, 7) || '-01')::timestamp + make_interval(days => substr({t}, 
         + coalesce(substring({t} FROM '^.{{11}}([0-9:.]+)')::interval, '0')
         - coalesce(substring({t} FROM '[+-][0-9]{{2}}:[0-9]{{2}}$')::interval, '0')) AT TIME ZONE 'UTC'"""
 TEXT = "({v} #>> array[]::text[])"
+SETS = 8  # of contacts read at once in a statement: each is kept in memory, some MB for 50,000
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Of which row, for which tenant, at what time; `parameters` gathers the values."""
+    """Of which row, for which tenant, at what time; `parameters` gathers the values.
+
+    `span`: the ids of the rows are in (after, end].
+    """
 
     alias: str
     tenant: str
     now: datetime
     parameters: Parameters
+    span: tuple[int, int] | None = None
+    sets: list[str] = field(default_factory=list)  # the tables that are read at once
+
+    def within(self, after: int | None, end: int | None) -> "Scope":
+        """The same for rows with such ids, if both bounds are known."""
+        return self if after is None or end is None else replace(self, span=(after, end))
 
     def text(self, value: str) -> str:
         return self.parameters.add(value, "text")
@@ -194,22 +205,37 @@ def _within(subject: Subject, start: datetime | None, end: datetime | None, scop
 
 
 def _tagged(leaf: Tagged, scope: Scope) -> str:
-    which = ""
-    if leaf.names:
-        names = scope.texts(leaf.names)
-        tags = f"(SELECT t.id FROM tags AS t WHERE t.tenant = {scope.text(scope.tenant)} AND t.name = ANY ({names}))"
-        which = f" AND m.tag_id = ANY (ARRAY {tags})"
-    return f"EXISTS (SELECT FROM contact_tags AS m WHERE m.contact_id = {scope.alias}.id{which} OFFSET 0)"
+    if not leaf.names:
+        return _looked_up("contact_tags", [], scope)
+    names = scope.texts(leaf.names)
+    tags = f"(SELECT t.id FROM tags AS t WHERE t.tenant = {scope.text(scope.tenant)} AND t.name = ANY ({names}))"
+    return _among("contact_tags", [f"m.tag_id = ANY (ARRAY {tags})"], scope)
 
 
 def _on_list(leaf: OnList, scope: Scope) -> str:
     """Ids are of the tenant's own lists, and contacts of its own: no list of another tenant has any of them."""
-    tests = [f"m.contact_id = {scope.alias}.id"]
+    tests = []
     if leaf.ids:
         tests.append(f"m.list_id = ANY ({scope.parameters.add(list(leaf.ids), 'bigint[]')})")
     if leaf.state is not None:
         tests.append(f"m.status = {scope.text(leaf.state)}")
-    return f"EXISTS (SELECT FROM list_contacts AS m WHERE {' AND '.join(tests)} OFFSET 0)"
+    return (_among if leaf.ids else _looked_up)("list_contacts", tests, scope)
+
+
+def _among(table: str, tests: list[str], scope: Scope) -> str:
+    """Has the contact such a row? `tests` leave none of other tenants, so that not too much is read of a span."""
+    if scope.span is None or len(scope.sets) == SETS:
+        return _looked_up(table, tests, scope)
+    scope.sets.append(table)
+    after, end = (scope.parameters.add(bound, "bigint") for bound in scope.span)
+    where = " AND ".join([*tests, f"m.contact_id > {after}", f"m.contact_id <= {end}"])
+    # IS TRUE: a set and no join, whose plan would hang on how much the planner knows of rows that came a moment ago.
+    return f"({scope.alias}.id IN (SELECT m.contact_id FROM {table} AS m WHERE {where})) IS TRUE"
+
+
+def _looked_up(table: str, tests: list[str], scope: Scope) -> str:
+    where = " AND ".join([f"m.contact_id = {scope.alias}.id", *tests])
+    return f"EXISTS (SELECT FROM {table} AS m WHERE {where} OFFSET 0)"
 
 
 def _engaged(leaf: Engagement, scope: Scope) -> str:

@@ -29,9 +29,13 @@ MAX_ID = (1 << 63) - 1
 
 MANY_ROWS = """
     SET LOCAL enable_seqscan = on; SET LOCAL enable_mergejoin = on; SET LOCAL jit = off;
-    SET LOCAL plan_cache_mode = force_custom_plan
+    SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL work_mem = '32MB'
 """
-"""For statements over ranges: pools are opened for other statements than these."""
+"""For statements over ranges: pools are opened for other statements than these.
+
+The memory is what sets of contacts may take as the planner sees it, and it may take far too many for likely; what would
+not fit would not be hashed, but gone through for each contact.
+"""
 
 ENDS = """
     SELECT (SELECT id FROM contacts WHERE tenant = $1 ORDER BY id LIMIT 1) AS first,
@@ -105,7 +109,11 @@ class Wanted:
 
 def of_condition(tenant: str, condition: Condition, now: datetime) -> Wanted:
     """Those who fit a condition without `InSegment` leaves."""
-    return Wanted(tenant, now, lambda scope, _after, _end: condition_sql(condition, scope), sources(condition))
+
+    def fits(scope: Scope, after: int | None, end: int | None) -> str:
+        return condition_sql(condition, scope.within(after, end))
+
+    return Wanted(tenant, now, fits, sources(condition))
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,12 +333,13 @@ class CountStore:
         scope = wanted.scope()
         add = scope.parameters.add
         among = "" if ids is None else f"AND {scope.alias}.id = ANY ({add(ids, 'bigint[]')})"
+        span = (after, end) if ids is None else (None, None)  # few, in a very long one
         sql = PEOPLE.format(
             c=scope.alias,
             tenant=scope.text(wanted.tenant),
             after=add(after, "bigint"),
             end=add(end, "bigint"),
-            fits=wanted.fits(scope, after, end),
+            fits=wanted.fits(scope, *span),
             among=among,
             limit=add(limit, "bigint"),
         )

@@ -10,12 +10,13 @@ import pytest
 from mailerd import db
 from mailerd.campaigns.audience import Audience, AudienceBody, AudienceError, audience_body, parse_audience
 from mailerd.campaigns.audience_store import MANY_ROWS, AudienceStore
+from mailerd.campaigns.segments.compiling import SETS
 from mailerd.campaigns.segments.conditions import ConditionError
 from mailerd.campaigns.segments.counting import CountStore, Wanted, of_condition
 from mailerd.campaigns.segments.references import ReferenceStore
 from mailerd.campaigns.segments.store import InUseError, SegmentStore
 from mailerd.db import Pool
-from tests.campaigns.segments.world import NOW, TENANT, World, build, holds
+from tests.campaigns.segments.world import NOW, TAGS, TENANT, World, build, holds
 
 VIP = {"field": "tags", "operator": "contains", "value": "vip"}
 ODD = {"field": "custom_fields.odd", "operator": "=", "value": True}
@@ -276,3 +277,41 @@ async def test_conditions_that_hold_no_longer_are_a_reason_and_no_crash(pool: Po
 
     with pytest.raises(AudienceError, match=f"segment seg_{id_} makes no sense any more"):
         await AudienceStore(pool).resolve(TENANT, Audience(segment_ids=[id_]))
+
+
+def tagged(name: str) -> dict[str, Any]:
+    return {"field": "tags", "operator": "contains", "value": name}
+
+
+def on_list(id_: int) -> dict[str, Any]:
+    return {"field": "lists", "operator": "contains", "value": f"lst_{id_}"}
+
+
+async def test_however_many_tags_and_lists_are_asked_for_those_of_a_range_are_the_same(pool: Pool) -> None:
+    world = await filled(pool)
+    first, second, third = world.lists
+    asked: list[dict[str, Any]] = [
+        {"and": [tagged(tag), on_list(list_)]} for tag in TAGS for list_ in (first, second)
+    ]  # more than are read at once
+    tree = {"or": [{"not": tagged("vip")}, *asked]}
+    audience = Audience(conditions=tree, exclude_list_ids=[third])
+
+    expected = [
+        person.id for person in world.people if holds(tree, person, world) and person.lists.get(third) != "subscribed"
+    ]
+
+    assert 2 * len(asked) > SETS
+    assert 10 < len(expected) < 290
+    assert await belonging(pool, audience) == expected
+
+
+async def test_who_has_a_tag_or_stands_in_a_list_is_read_once_for_a_range(pool: Pool) -> None:
+    world = await filled(pool)
+    audience = Audience(conditions=tagged("vip"), exclude_list_ids=world.lists[:1])
+    compiled = await AudienceStore(pool).select_sql(TENANT, audience, 0, 10_000, now=NOW)
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(MANY_ROWS)
+        plan = [row[0] for row in await connection.fetch(f"EXPLAIN {compiled.sql}", *compiled.parameters)]
+
+    assert sum("hashed SubPlan" in line for line in plan) > 0
+    assert sum("contact_id = c.id" in line for line in plan) == 0
