@@ -145,15 +145,18 @@ class Writing:
             if resolved is not None:
                 end = await self._audiences.next_end(resolved, run.written_to, size, connection)
                 select = end and select_of(resolved, run.written_to, end, now=run.started_at)
+                # Looked for at once: its next turn would wait for the hand-over, which has these rows in hand by then.
+                last = end is None or await self._audiences.next_end(resolved, end, 1, connection) is None
             else:
                 end, select = await self._of_ledger(connection, campaign, run, size)
+                last = end is None
             rows = await self._write(connection, campaign, run, select) if select else 0
-            if not await self._runs.wrote(connection, run, end or run.written_to, rows, all_=end is None):
+            if not await self._runs.wrote(connection, run, end or run.written_to, rows, all_=last):
                 raise _Ended
         took = max(0.001, time.monotonic() - begun)
         least = min(LEAST, self._first)
         self._sizes[campaign.id] = min(self._size, max(least, int(size * min(10.0, STEP_TIME / took))))
-        log.info("ledger.written", campaign=campaign.id, rows=rows, to=end, all=end is None)
+        log.info("ledger.written", campaign=campaign.id, rows=rows, to=end, all=last)
         return True
 
     async def _of_ledger(
