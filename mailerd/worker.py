@@ -36,6 +36,7 @@ from mailerd.campaigns.queued import QueuedMail
 from mailerd.campaigns.runner.service import CampaignSending
 from mailerd.campaigns.segments.store import SegmentStore
 from mailerd.campaigns.templates.desk import TemplateDesk
+from mailerd.campaigns.templates.rendering import PreparedCache
 from mailerd.campaigns.tracking.classifier import Classifier
 from mailerd.campaigns.tracking.service import Tracker
 from mailerd.campaigns.values import CHANNEL as CAMPAIGNS
@@ -171,12 +172,14 @@ class Worker:
         if failpoints.ON:
             failpoints.reached("lease.taken")
         self._last_beat = time.monotonic()
+        prepared = PreparedCache()
         self._sending = CampaignSending(
             config,
             self._pool,
             secret=await self._credentials.secret(),
             pause=lambda *which: self._campaigns.pause(*which),
             clock=utc_now,
+            prepared=prepared,
         )
         self._relay = Relay(
             config,
@@ -196,7 +199,9 @@ class Worker:
         if failpoints.ON:
             failpoints.reached("start.relay")
         queued = QueuedMail(ControlStore(self._pool, keep_bodies=config.retention.bodies > 0), utc_now)
-        self._campaigns = CampaignDesk(lambda: self._settings.config, self._pool, queue=queued, clock=utc_now)
+        self._campaigns = CampaignDesk(
+            lambda: self._settings.config, self._pool, queue=queued, clock=utc_now, prepared=prepared
+        )
         await self._sending.start(self._assignment.database_url, self._relay.submitter, self._relay.suppressions)
         await self._start_followers()
         self._background = [

@@ -11,6 +11,7 @@ from mailerd.campaigns.recipients import RecipientStore
 from mailerd.campaigns.scheduler import Scheduler
 from mailerd.campaigns.steering import Queue, Steerer, SteeringStore
 from mailerd.campaigns.store import CampaignStore
+from mailerd.campaigns.templates.rendering import PreparedCache
 from mailerd.campaigns.timing import open_at
 from mailerd.campaigns.trial import Trial
 from mailerd.campaigns.values import Campaign, Standing
@@ -31,6 +32,7 @@ class CampaignDesk:
         *,
         queue: Queue,
         clock: Callable[[], datetime],
+        prepared: PreparedCache | None = None,
     ) -> None:
         self._config = config
         self._pool = pool
@@ -41,7 +43,8 @@ class CampaignDesk:
         steering = SteeringStore(pool)
         self.lifecycle = Lifecycle(self.store, steering)
         self.steerer = Steerer(steering, queue, clock)
-        self.checker = Checker(config, Trial(pool, self.audiences, clock), self.audiences, CredentialStore(pool), clock)
+        trial = Trial(pool, self.audiences, clock, prepared or PreparedCache())
+        self.checker = Checker(config, trial, self.audiences, CredentialStore(pool), clock)
         self.scheduler = Scheduler(
             pool=pool,
             store=self.store,

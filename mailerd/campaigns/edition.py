@@ -14,7 +14,7 @@ import msgspec
 
 from mailerd.campaigns.audience import Audience, read_audience
 from mailerd.campaigns.store import CampaignStore
-from mailerd.campaigns.templates.rendering import Prepared
+from mailerd.campaigns.templates.rendering import Prepared, PreparedCache
 from mailerd.campaigns.templates.store import TemplateStore
 from mailerd.campaigns.values import Campaign
 from mailerd.errors import MailerdError
@@ -52,10 +52,15 @@ class Editions:
     """Those that this worker has in hand. Campaigns of one version with one subject share what is prepared of it."""
 
     def __init__(
-        self, campaigns: CampaignStore, templates: TemplateStore, monotonic: Callable[[], float] = time.monotonic
+        self,
+        campaigns: CampaignStore,
+        templates: TemplateStore,
+        ready: PreparedCache,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._campaigns = campaigns
         self._templates = templates
+        self._ready = ready
         self._monotonic = monotonic
         self._kept: OrderedDict[tuple[int, int], Edition] = OrderedDict()
         self._prepared: dict[Look, Prepared] = {}
@@ -135,6 +140,8 @@ class Editions:
         async with self._preparing:  # one at a time: the others may want the same
             if (found := self._prepared.get(look)) is not None:
                 return found
+            if (found := self._ready.get(*look)) is not None:
+                return found
             version = await self._templates.version(version_id)
             if version is None:
                 raise NoEditionError("its version of the template is not there any more")
@@ -142,9 +149,11 @@ class Editions:
             if campaign.subject:
                 compiled = msgspec.structs.replace(compiled, subject=campaign.subject)
             try:
-                return await asyncio.to_thread(Prepared, compiled)  # a large one takes some 100 ms
+                prepared = await asyncio.to_thread(Prepared, compiled)  # a large one takes some 100 ms
             except Exception as error:  # it was checked when it was saved, but maybe by other rules
                 raise NoEditionError(f"the template cannot be used: {error}"[:300]) from error
+            self._ready.put(version_id, prepared, campaign.subject)
+            return prepared
 
 
 def _look(campaign: Campaign, version_id: int) -> Look:

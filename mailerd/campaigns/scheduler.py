@@ -7,11 +7,11 @@ own, unique by that time.
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -26,13 +26,17 @@ from mailerd.campaigns.values import Campaign
 from mailerd.campaigns.zones import wall_clock, zone_of
 from mailerd.db import Connection, Pool
 from mailerd.queue.commit import LOST
+from mailerd.queue.ids import CAMPAIGN, format_id
 
 log = structlog.get_logger()
 
 POLL = 5.0  # seconds between looks
 PAGE = 500
-AT_ONCE = 4  # begun at the same time: most of it is waiting for the database
+AT_ONCE = 10  # begun at the same time, in one transaction: most of it is waiting for the database
 MAX_NAME = 244  # that leaves room for a day
+T = TypeVar("T")
+Done: TypeAlias = tuple[Campaign, T]
+Wrong: TypeAlias = Mapping[int, Sequence[Finding]]  # by campaign
 LATE = "its time was missed by {late}: later than campaigns.late_start allows"
 
 
@@ -88,50 +92,75 @@ class Scheduler:
 
     async def _begin_all(self, campaigns: Sequence[Campaign]) -> None:
         """One bad campaign does not stop the others: it is tried again. Raises what tells of a lost database."""
-        found = await asyncio.gather(*map(self._begin, campaigns), return_exceptions=True)
-        for campaign, error in zip(campaigns, found, strict=True):
-            if isinstance(error, LOST):
-                raise error
-            if error is not None:
-                log.error("campaign.not_begun", campaign=campaign.name_outside, exc_info=error)
-
-    async def _begin(self, campaign: Campaign) -> None:
-        if not await self.store.is_due(campaign):
-            return
-        if campaign.recurrence is not None:
-            async with self.pool.acquire() as connection, connection.transaction():
-                child = await self._occur(campaign.id, connection)
-            if child is not None:
-                await self._begin(child)
-            return
-        wrong = errors(await self.checks(campaign))
+        due = await self.store.still_due(campaigns)
+        made = await self._each(self._occurrence, [each for each in due if each.recurrence is not None])
+        once = [each for each in due if each.recurrence is None] + [child for _, child in made if child is not None]
+        checked = await self._each(self.checks, once)
+        wrong = {campaign.id: errors(found) for campaign, found in checked}
+        sound = [campaign for campaign, _ in checked]
         try:
-            async with self.pool.acquire() as connection, connection.transaction():
-                locked = await self.store.locked_due(campaign.id, connection)
-                if locked is None or locked.revision != campaign.revision:
-                    return  # somebody else has it, or it was changed while it was checked
-                await self._begin_locked(locked, wrong, connection)
+            await self._begin_checked(sound, wrong)
+        except LOST:
+            raise
+        except Exception:  # which of them it was is seen when each is alone
+            await self._each(lambda campaign: self._begin_alone(campaign, wrong), sound)
+
+    async def _each(self, step: Callable[[Campaign], Awaitable[T]], campaigns: Sequence[Campaign]) -> list[Done[T]]:
+        """What came of each; what failed is told, and left out."""
+        found = await asyncio.gather(*map(step, campaigns), return_exceptions=True)
+        done: list[Done[T]] = []
+        for campaign, result in zip(campaigns, found, strict=True):
+            if isinstance(result, LOST):
+                raise result
+            if isinstance(result, BaseException):
+                log.error("campaign.not_begun", campaign=campaign.name_outside, exc_info=result)
+            else:
+                done.append((campaign, result))
+        return done
+
+    async def _occurrence(self, campaign: Campaign) -> Campaign | None:
+        async with self.pool.acquire() as connection, connection.transaction():
+            return await self._occur(campaign.id, connection)
+
+    async def _begin_alone(self, campaign: Campaign, wrong: Wrong) -> None:
+        try:
+            await self._begin_checked([campaign], wrong)
         except NoTemplateError:
             async with self.pool.acquire() as connection, connection.transaction():
                 await self.store.failed(campaign.id, "its template is not there any more", self.clock(), connection)
 
-    async def _begin_locked(self, campaign: Campaign, wrong: Sequence[Finding], connection: Connection) -> None:
-        now = self.clock()
+    async def _begin_checked(self, campaigns: Sequence[Campaign], wrong: Wrong) -> None:
+        """In one transaction. Who is in the hands of another, or was changed while it was checked, is left alone."""
+        if not campaigns:
+            return
+        revisions = {campaign.id: campaign.revision for campaign in campaigns}
+        async with self.pool.acquire() as connection, connection.transaction():
+            locked = await self.store.locked_due(sorted(revisions), connection)
+            now, good = self.clock(), []
+            for campaign in locked:
+                if campaign.revision != revisions[campaign.id]:
+                    continue
+                if reason := self._reason(campaign, wrong[campaign.id], now):
+                    await self.store.failed(campaign.id, reason[:1000], now, connection)
+                    log.warning("campaign.failed", campaign=campaign.name_outside, reason=reason)
+                else:
+                    good.append(campaign.id)
+            begun = await self.store.begin_all(good, now, connection)
+        for run in begun:
+            log.info("campaign.begun", campaign=format_id(CAMPAIGN, run.campaign_id))
+
+    def _reason(self, campaign: Campaign, wrong: Sequence[Finding], now: datetime) -> str:
+        """Why it cannot begin; "": it can."""
         assert campaign.schedule_time is not None
         if is_late(campaign, now, self.late_start()):
-            reason = LATE.format(late=_span(now - begin_at(campaign.timing, campaign.schedule_time)))
-        else:
-            reason = " ".join(finding.detail for finding in wrong)
-        if reason:
-            await self.store.failed(campaign.id, reason[:1000], now, connection)
-            log.warning("campaign.failed", campaign=campaign.name_outside, reason=reason)
-        elif await self.store.begin(campaign.id, now, connection) is not None:
-            log.info("campaign.begun", campaign=campaign.name_outside)
+            return LATE.format(late=_span(now - begin_at(campaign.timing, campaign.schedule_time)))
+        return " ".join(finding.detail for finding in wrong)
 
     async def _occur(self, id_: int, connection: Connection) -> Campaign | None:
         """Make the campaign of this time, and go on to the next; of several missed only the last, if not too late."""
         made = None
-        parent = await self.store.locked_due(id_, connection)
+        locked = await self.store.locked_due([id_], connection)
+        parent = locked[0] if locked else None
         if parent is None or parent.recurrence is None or parent.schedule_time is None:
             return None
         now, rule = self.clock(), parent.recurrence

@@ -1,6 +1,6 @@
 """The campaigns of the database, their beginning and their end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -37,13 +37,14 @@ CHANGE = f"""
 BEGIN = f"""
     UPDATE campaigns SET status = 'sending', status_reason = '', started_at = $2, updated_at = $2,
            revision = revision + 1, schedule_time = CASE WHEN $3 THEN NULL ELSE schedule_time END
-     WHERE id = $1 AND status IN ('draft', 'scheduled') AND recurrence IS NULL RETURNING {COLUMNS}
+     WHERE id = ANY ($1::bigint[]) AND status IN ('draft', 'scheduled') AND recurrence IS NULL RETURNING {COLUMNS}
 """
 RUN = f"""
     INSERT INTO campaign_runs (campaign_id, tenant, version_id, next_at, moved_at, started_at)
-    SELECT $1, t.tenant, v.id, $3, $3, $3 FROM templates AS t JOIN template_versions AS v
-           ON v.template_id = t.id AND v.version = t.version
-     WHERE t.id = $2 AND t.tenant = $4 RETURNING {", ".join(Run.__dataclass_fields__)}
+    SELECT c.id, t.tenant, v.id, $2, $2, $2 FROM campaigns AS c
+      JOIN templates AS t ON t.id = c.template_id AND t.tenant = c.tenant
+      JOIN template_versions AS v ON v.template_id = t.id AND v.version = t.version
+     WHERE c.id = ANY ($1::bigint[]) RETURNING {", ".join(Run.__dataclass_fields__)}
 """
 SET_RUN = "UPDATE campaign_runs SET state = $2, waits = waits OR $2 = 'running' WHERE campaign_id = $1"
 IN_QUEUE = "SELECT queued > sent + recalled FROM campaign_totals WHERE campaign_id = $1"
@@ -76,8 +77,11 @@ DUE = f"""
        AND (schedule_time <= $1 OR (timing ->> 'local_time')::boolean)
      ORDER BY schedule_time LIMIT $2 OFFSET $3
 """
-LOCK_DUE = f"SELECT {COLUMNS} FROM campaigns WHERE id = $1 AND status = 'scheduled' FOR UPDATE SKIP LOCKED"
-IS_DUE = "SELECT EXISTS (SELECT FROM campaigns WHERE id = $1 AND status = 'scheduled' AND revision = $2)"
+LOCK_DUE = f"""
+    SELECT {COLUMNS} FROM campaigns WHERE id = ANY ($1::bigint[]) AND status = 'scheduled' ORDER BY id
+       FOR UPDATE SKIP LOCKED
+"""
+ARE_DUE = "SELECT id, revision FROM campaigns WHERE id = ANY ($1::bigint[]) AND status = 'scheduled'"
 DUES = """
     SELECT (SELECT due_at FROM campaign_contacts WHERE campaign_id = $1 AND waiting
              ORDER BY due_at, contact_id LIMIT 1) AS next,
@@ -86,7 +90,7 @@ DUES = """
 """
 RECENT = "SELECT COALESCE(sum(queued), 0)::bigint FROM campaign_minutes WHERE campaign_id = $1 AND minute >= $2"
 TEMPLATE = "SELECT EXISTS (SELECT FROM templates WHERE id = $1 AND tenant = $2 AND is_active)"
-NOTIFY = "SELECT pg_notify($1, $2)"
+NOTIFY = "SELECT pg_notify($1, told.id::text) FROM unnest($2::bigint[]) AS told (id)"
 AUDIT = "INSERT INTO audit (actor, action, data) VALUES ($1, $2, $3)"
 
 
@@ -143,16 +147,24 @@ class CampaignStore:
         None: it stands elsewhere, so that of two who begin it only one does. `at_once`: whatever its schedule says.
         Raises `NoTemplateError`, and the caller's transaction must not be committed then.
         """
-        row = await connection.fetchrow(BEGIN, campaign_id, now, at_once)
-        if row is None:
-            return None
-        campaign = _campaign(row)
-        run = await connection.fetchrow(RUN, campaign.id, campaign.template_id, now, campaign.tenant)
-        if run is None:
-            raise NoTemplateError(f"campaign {campaign.id} has no template")
-        await append(connection, campaign, "campaign.started", now)
-        await notify(connection, campaign_id)
-        return Run(**run)
+        runs = await self.begin_all([campaign_id], now, connection, at_once=at_once)
+        return runs[0] if runs else None
+
+    async def begin_all(
+        self, ids: Sequence[int], now: datetime, connection: Connection, *, at_once: bool = False
+    ) -> list[Run]:
+        """The same for some: the runs of those that began."""
+        begun = [_campaign(row) for row in await connection.fetch(BEGIN, ids, now, at_once)]
+        if not begun:
+            return []
+        began = [campaign.id for campaign in begun]
+        runs = [Run(**row) for row in await connection.fetch(RUN, began, now)]
+        if without := set(began) - {run.campaign_id for run in runs}:
+            raise NoTemplateError(f"campaign {min(without)} has no template")
+        started = [_event(campaign, "campaign.started", now, {}) for campaign in begun]
+        await connection.execute(events.APPEND, *events.parameters(started))
+        await connection.execute(NOTIFY, CHANNEL, began)
+        return runs
 
     async def ended(
         self, campaign_id: int, status: Literal["sent", "failed"], reason: str, now: datetime, connection: Connection
@@ -223,14 +235,15 @@ class CampaignStore:
         """Scheduled campaigns of all tenants whose time has come, or may have come somewhere, the earliest first."""
         return [_campaign(row) for row in await self._pool.fetch(DUE, now, limit, offset)]
 
-    async def is_due(self, campaign: Campaign) -> bool:
-        """Is it scheduled still, as it was read? Asked before work that would be in vain."""
-        return bool(await self._pool.fetchval(IS_DUE, campaign.id, campaign.revision))
+    async def still_due(self, campaigns: Sequence[Campaign]) -> list[Campaign]:
+        """Those that are scheduled still, as they were read. Asked before work that would be in vain."""
+        rows = await self._pool.fetch(ARE_DUE, [campaign.id for campaign in campaigns])
+        due = {(row["id"], row["revision"]) for row in rows}
+        return [campaign for campaign in campaigns if (campaign.id, campaign.revision) in due]
 
-    async def locked_due(self, id_: int, connection: Connection) -> Campaign | None:
-        """That campaign if it is still scheduled and nobody else has it in hand, locked."""
-        row = await connection.fetchrow(LOCK_DUE, id_)
-        return None if row is None else _campaign(row)
+    async def locked_due(self, ids: Sequence[int], connection: Connection) -> list[Campaign]:
+        """Of these campaigns those that are still scheduled and that nobody else has in hand, locked."""
+        return [_campaign(row) for row in await connection.fetch(LOCK_DUE, ids)]
 
     async def list(
         self, tenant: str, *, statuses: Sequence[str] | None, limit: int, before: int | None
@@ -243,15 +256,18 @@ class CampaignStore:
 
 async def append(connection: Connection, campaign: Campaign, type_: str, now: datetime, **facts: str) -> None:
     """Append an event about a campaign; facts without a value are left out."""
+    await connection.execute(events.APPEND, *events.parameters([_event(campaign, type_, now, facts)]))
+
+
+def _event(campaign: Campaign, type_: str, now: datetime, facts: Mapping[str, str]) -> Event:
     data = {"campaign_id": campaign.name_outside, "name": campaign.name}
     data |= {name: value for name, value in facts.items() if value}
-    event = Event(now, type_, 0, 0, "", campaign.tenant, data, campaign.options.stream, campaign.name_outside)
-    await connection.execute(events.APPEND, *events.parameters([event]))
+    return Event(now, type_, 0, 0, "", campaign.tenant, data, campaign.options.stream, campaign.name_outside)
 
 
 async def notify(connection: Connection, campaign_id: int) -> None:
     """Wake those who hand over and those who steer, at the commit."""
-    await connection.execute(NOTIFY, CHANNEL, str(campaign_id))
+    await connection.execute(NOTIFY, CHANNEL, [campaign_id])
 
 
 async def audit(connection: Connection, actor: str, action: str, campaign: Campaign, **facts: Any) -> None:

@@ -17,7 +17,7 @@ from mailerd.campaigns.templates.compiling import compile_template
 from mailerd.campaigns.templates.contexts import of_person
 from mailerd.campaigns.templates.languages import TEXT
 from mailerd.campaigns.templates.preflight import SAMPLE_SIZE, preflight
-from mailerd.campaigns.templates.rendering import Prepared
+from mailerd.campaigns.templates.rendering import Prepared, PreparedCache
 from mailerd.campaigns.templates.store import TemplateStore
 from mailerd.campaigns.templates.values import CompiledTemplate, RenderError, TemplateError, TemplateProblem
 from mailerd.campaigns.values import Campaign
@@ -27,8 +27,9 @@ UNSUBSCRIBE_URL = "https://unsubscribe.invalid/u/sample"
 PREFERENCES_URL = "https://unsubscribe.invalid/p/sample"
 MADE_UP = "Sample"
 SHOWN = 10  # failures
+UNKNOWN = Finding("unknown_template", "error", "Its template is not there any more.", "/template_id")
 MEANT = ("", "/subject")  # what is said of a subject points there
-KEPT = 50  # templates with a subject
+KEPT = 10_000  # templates with a subject, of which is known what is doubtful
 
 
 class UnknownContactError(LookupError):
@@ -38,12 +39,16 @@ class UnknownContactError(LookupError):
 class Trial:
     """A `checking.Rendering`."""
 
-    def __init__(self, pool: Pool, audiences: AudienceStore, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, pool: Pool, audiences: AudienceStore, clock: Callable[[], datetime], prepared: PreparedCache
+    ) -> None:
         self._templates = TemplateStore(pool)
         self._definitions = DefinitionStore(pool)
         self._audiences = audiences
         self._clock = clock
-        self._made: dict[tuple[int, str], tuple[Prepared | None, list[Finding]]] = {}  # versions never change
+        self._ready = prepared
+        self._found: dict[tuple[int, str], list[Finding]] = {}  # versions never change
+        self._preparing = asyncio.Lock()
 
     async def sample(
         self, campaign: Campaign, postal_address: str, contact_id: int | None = None
@@ -93,20 +98,37 @@ class Trial:
 
     async def _prepared(self, campaign: Campaign) -> tuple[Prepared | None, list[Finding]]:
         """The template with the subject of the campaign, as it is now, or why there is none."""
-        version = await self._templates.current(campaign.tenant, campaign.template_id)
-        if version is None:
-            return None, [Finding("unknown_template", "error", "Its template is not there any more.", "/template_id")]
-        key = version.id, campaign.subject
-        made = self._made.pop(key, None)
-        if made is None:
-            made = await asyncio.to_thread(_prepare, version.compiled, campaign.subject)
-        self._made[key] = made
-        while len(self._made) > KEPT:
-            self._made.pop(next(iter(self._made)))
-        return made
+        id_ = await self._templates.current_id(campaign.tenant, campaign.template_id)
+        if id_ is None:
+            return None, [UNKNOWN]
+        if (known := self._known(id_, campaign.subject)) is not None:
+            return known
+        async with self._preparing:  # one at a time: the others may want the same
+            if (known := self._known(id_, campaign.subject)) is not None:
+                return known
+            version = await self._templates.version(id_)
+            if version is None:
+                return None, [UNKNOWN]
+            ready = self._ready.get(id_, campaign.subject)
+            prepared, faults = await asyncio.to_thread(_prepare, version.compiled, campaign.subject, ready)
+            self._found[id_, campaign.subject] = faults
+            while len(self._found) > KEPT:
+                del self._found[next(iter(self._found))]
+            if prepared is not None:
+                self._ready.put(id_, prepared, campaign.subject)
+        return prepared, faults
+
+    def _known(self, version_id: int, subject: str) -> tuple[Prepared | None, list[Finding]] | None:
+        faults = self._found.get((version_id, subject))
+        if faults is None:
+            return None
+        if errors(faults):
+            return None, faults
+        ready = self._ready.get(version_id, subject)
+        return None if ready is None else (ready, faults)
 
 
-def _prepare(compiled: CompiledTemplate, subject: str) -> tuple[Prepared | None, list[Finding]]:
+def _prepare(compiled: CompiledTemplate, subject: str, ready: Prepared | None) -> tuple[Prepared | None, list[Finding]]:
     """Ready to be rendered, with what is doubtful; or what is wrong. Takes milliseconds, more of a large template."""
     faults = [_warning(each) for each in compiled.problems if each.severity == "warning"]
     if subject:
@@ -115,7 +137,7 @@ def _prepare(compiled: CompiledTemplate, subject: str) -> tuple[Prepared | None,
             return None, found
         faults += found
         compiled = msgspec.structs.replace(compiled, subject=subject)
-    return Prepared(compiled), faults
+    return ready or Prepared(compiled), faults
 
 
 def _warning(problem: TemplateProblem) -> Finding:

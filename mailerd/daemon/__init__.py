@@ -156,7 +156,7 @@ class Daemon:
         if self._config.database.url is not None:
             return self._config.database.url
         # Of a worker: its pool, what it listens by, those that hand campaigns over, and those of reports.
-        connections = self._worker_count() * (self._config.database.connections + 6) + SPARE_CONNECTIONS
+        connections = self._worker_count() * (self._config.database.connections + 9) + SPARE_CONNECTIONS
         self._postgres = EmbeddedPostgres(self._data_dir.path, self._config.database, connections=connections)
         await self._postgres.start()
         self._spawn(self._postgres.watch(), "database")

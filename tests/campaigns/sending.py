@@ -15,6 +15,7 @@ from mailerd.campaigns.runner.handing import Handing
 from mailerd.campaigns.runner.writing import Writing
 from mailerd.campaigns.store import CampaignStore
 from mailerd.campaigns.templates.compiling import compile_template
+from mailerd.campaigns.templates.rendering import PreparedCache
 from mailerd.campaigns.templates.store import TemplateStore
 from mailerd.campaigns.timing import Timing
 from mailerd.campaigns.values import Campaign, Options
@@ -97,7 +98,7 @@ class Sending:
         self.config = config
         self.clock = clock
         self.campaigns = CampaignStore(pool)
-        self.editions = Editions(self.campaigns, TemplateStore(pool))
+        self.editions = Editions(self.campaigns, TemplateStore(pool), PreparedCache())
         self.suppressions = SuppressionStore(pool)
         self.writing = self.new_writing()
         self.handing = self.new_handing()

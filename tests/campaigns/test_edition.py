@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from mailerd.campaigns import edition
+from mailerd.campaigns.audience_store import AudienceStore
 from mailerd.campaigns.edition import Editions
+from mailerd.campaigns.templates.rendering import PreparedCache
 from mailerd.campaigns.templates.store import TemplateStore
+from mailerd.campaigns.trial import Trial
 from mailerd.config import Config
 from tests.campaigns.sending import Sending, sending_on
 
@@ -42,7 +45,7 @@ async def test_what_nobody_has_any_more_is_let_go(sending: Sending, monkeypatch:
     kept = [await sending.begin(template=template) for _ in range(2)]
     last = await sending.begin(template=template, subject="Another")
     pinned = await version(sending, last)
-    editions = Editions(sending.campaigns, TemplateStore(sending.pool))
+    editions = Editions(sending.campaigns, TemplateStore(sending.pool), PreparedCache())
     for id_ in kept:
         await editions.load(id_, pinned)
     monkeypatch.setattr(edition, "MOST_BYTES", 1)
@@ -54,3 +57,16 @@ async def test_what_nobody_has_any_more_is_let_go(sending: Sending, monkeypatch:
     again = await editions.load(kept[0], pinned)
     assert editions.known(last, pinned) is None
     assert (await editions.load(kept[0], pinned)).prepared is again.prepared
+
+
+async def test_what_was_prepared_to_be_checked_is_what_is_sent(sending: Sending) -> None:
+    ready = PreparedCache()
+    id_ = await sending.begin(subject="A subject")
+    campaign = await sending.campaigns.get(id_, None)
+    assert campaign is not None
+    await Trial(sending.pool, AudienceStore(sending.pool), sending.clock, ready).sample(campaign, "1 Main St")
+    pinned = await version(sending, id_)
+
+    loaded = await Editions(sending.campaigns, TemplateStore(sending.pool), ready).load(id_, pinned)
+
+    assert loaded.prepared is ready.get(pinned, "A subject")

@@ -378,6 +378,24 @@ async def test_what_would_not_be_sent_by_hand_is_not_sent_by_its_schedule(office
     assert (row.status, "unsubscribe_url" in row.status_reason) == ("failed", True)
 
 
+async def test_one_whose_template_goes_at_the_last_moment_does_not_keep_the_others(
+    office: Office,
+) -> None:
+    template = await make_template(office.pool)
+    lost = await office.scheduled(office.now, template_id=template)
+    others = [await office.scheduled(office.now) for _ in range(3)]
+
+    async def check(campaign: Campaign) -> list[Finding]:
+        await office.pool.execute("DELETE FROM templates WHERE id = $1", template)
+        return []
+
+    await replace(office.desk.scheduler, checks=check).tick()
+
+    assert [(await office.row(each)).status for each in others] == ["sending"] * 3
+    row = await office.row(lost)
+    assert (row.status, "its template" in row.status_reason) == ("failed", True)
+
+
 async def test_a_recurring_one_makes_a_campaign_for_each_time(office: Office) -> None:
     first = datetime(2027, 3, 1, 9, tzinfo=UTC)
     parent = await office.scheduled(first, recurrence=Recurrence(every="day", at="09:00", count=3))

@@ -7,24 +7,36 @@ from mailerd.campaigns.edition import Editions
 from mailerd.campaigns.mailing import CampaignRenderer, Pause
 from mailerd.campaigns.runner.handing import Handing, Queue
 from mailerd.campaigns.runner.loop import Runner
+from mailerd.campaigns.runner.writing import TOGETHER
 from mailerd.campaigns.store import CampaignStore
+from mailerd.campaigns.templates.rendering import PreparedCache
 from mailerd.campaigns.templates.store import TemplateStore
 from mailerd.config import Config
 from mailerd.db import Pool, connect_pool
 from mailerd.queue.suppression import SuppressionStore
 
-CONNECTIONS = 2  # of the runner's own: one hands over, one writes ledgers
+CONNECTIONS = 1 + TOGETHER  # of the runner's own: one hands over, the others write ledgers
 
 
 class CampaignSending:
-    """Make it before the relay, which is to have its `renderer`; `start` it with the relay; `stop` it before."""
+    """Make it before the relay, which is to have its `renderer`; `start` it with the relay; `stop` it before.
+
+    `prepared` is shared with the desk: what was checked there is sent here.
+    """
 
     def __init__(
-        self, config: Config, pool: Pool, *, secret: bytes, pause: Pause, clock: Callable[[], datetime]
+        self,
+        config: Config,
+        pool: Pool,
+        *,
+        secret: bytes,
+        pause: Pause,
+        clock: Callable[[], datetime],
+        prepared: PreparedCache,
     ) -> None:
         self._config = config
         self._clock = clock
-        self._editions = Editions(CampaignStore(pool), TemplateStore(pool))
+        self._editions = Editions(CampaignStore(pool), TemplateStore(pool), prepared)
         self.renderer = CampaignRenderer(config, pool, self._editions, secret=secret, pause=pause)
         self._pool: Pool | None = None
         self._handing: Handing | None = None

@@ -7,10 +7,13 @@ else; campaigns that have nothing yet come first, and tenants take turns. What a
 the beginning for all ranges; who belongs to lists and segments, as of the range.
 """
 
+import asyncio
+import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
+from typing import Any
 
 import asyncpg
 import structlog
@@ -38,6 +41,8 @@ ROUND = 1.0  # seconds until it is looked again who has nothing yet
 # Seconds for a statement, then it is tried with fewer contacts; with the fewest.
 PATIENCE, LAST_PATIENCE = 5.0, 20.0
 AT_ONCE = 100  # campaigns of one look
+TOGETHER = 4  # campaigns written at the same time, of those that have nothing yet
+REFRESH = 1.0  # seconds between looks whether what the planner knows is true
 AGAIN = 10.0  # seconds until the next try of a range that failed
 TRIES = 10  # of a range of the fewest contacts, then the campaign fails
 TOO_SLOW = "who belongs to its audience could not be found in time, not even of a few contacts"
@@ -66,6 +71,7 @@ class Writing:
         self._not_before: dict[int, float] = {}  # campaigns that cannot be written, of the monotonic clock
         self._sizes: dict[int, int] = {}  # of the next range of campaigns that had one, or could not have it in time
         self._tries: Counter[int] = Counter()  # that failed in a row, of the fewest contacts
+        self._refresh_at = 0.0
         self._served: dict[str, float] = {}  # when tenants had their last turn
 
     async def round(self) -> int:
@@ -77,22 +83,38 @@ class Writing:
         lacking = [each for each in await self._runs.unwritten(AT_ONCE) if self._may(each)]
         self._sizes = {each.campaign_id: size for each in lacking if (size := self._sizes.get(each.campaign_id))}
         self._served = {each.tenant: self._served.get(each.tenant, 0.0) for each in lacking}
+        random.shuffle(lacking)  # others look at the same ones
         while lacking:
-            chosen = min(lacking, key=self._turn)
-            lacking.remove(chosen)
-            written += await self._try(chosen.campaign_id)
-            self._served[chosen.tenant] = time.monotonic()
+            chosen = self._choose(lacking)
+            written += sum(await _all([self._try(each.campaign_id) for each in chosen]))
             if time.monotonic() > until:
                 break
         return written
 
+    def _choose(self, lacking: list[Lacking]) -> list[Lacking]:
+        """Take the next one out, or some of those that have nothing yet: of these most is waiting for the database."""
+        chosen: list[Lacking] = []
+        while lacking and len(chosen) < TOGETHER:
+            first = min(lacking, key=self._turn)
+            if chosen and not self._is_new(first):
+                break
+            lacking.remove(first)
+            chosen.append(first)
+            self._served[first.tenant] = time.monotonic()
+            if not self._is_new(first):
+                break
+        return chosen
+
+    def _is_new(self, lacking: Lacking) -> bool:
+        return not lacking.begun and lacking.campaign_id not in self._sizes
+
     def _may(self, lacking: Lacking) -> bool:
         return self._not_before.get(lacking.campaign_id, 0.0) <= time.monotonic()
 
-    def _turn(self, lacking: Lacking) -> tuple[bool, float, int, int]:
+    def _turn(self, lacking: Lacking) -> tuple[bool, float, int]:
         """Whose is first: of those who have nothing, and of one tenant the one whose ranges are quicker."""
         size = self._sizes.get(lacking.campaign_id)
-        return lacking.begun or size is not None, self._served[lacking.tenant], -(size or 0), lacking.campaign_id
+        return not self._is_new(lacking), self._served[lacking.tenant], -(size or 0)
 
     async def _try(self, campaign_id: int) -> bool:
         """Whether there may be more to do."""
@@ -133,7 +155,9 @@ class Writing:
             if campaign.options.resend is not None
             else await self._audiences.resolve(campaign.tenant, read_audience(campaign.audience))
         )
-        await self._statistics.refresh()
+        if (monotonic := time.monotonic()) >= self._refresh_at:
+            self._refresh_at = monotonic + REFRESH
+            await self._statistics.refresh()
         async with self._pool.acquire() as connection, connection.transaction():
             run = await self._runs.to_write(connection, campaign.id)
             if run is None:
@@ -200,6 +224,15 @@ class Writing:
                 return True
         self._not_before[campaign.id] = time.monotonic() + AGAIN
         return False
+
+
+async def _all(tries: Sequence[Coroutine[Any, Any, bool]]) -> list[bool]:
+    """What came of each, when all have ended; raises the first error."""
+    found = await asyncio.gather(*tries, return_exceptions=True)
+    for result in found:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in found if result is True]
 
 
 def _by_zone(timing: Timing) -> bool:

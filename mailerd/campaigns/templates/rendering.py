@@ -173,23 +173,24 @@ def one_line(subject: str) -> str:
 
 
 class PreparedCache:
-    """The templates used last, by the id of their version, as many as fit. Versions never change."""
+    """The templates used last, by the id of their version and, where they have one of its own, the subject of the
+    campaign; as many as fit. Versions never change."""
 
     def __init__(self, size: int = CACHED_BYTES) -> None:
         self._size = size
         self._held = 0
-        self._prepared: OrderedDict[int, Prepared] = OrderedDict()
+        self._prepared: OrderedDict[tuple[int, str], Prepared] = OrderedDict()
 
-    def get(self, version_id: int) -> Prepared | None:
-        found = self._prepared.get(version_id)
+    def get(self, version_id: int, subject: str = "") -> Prepared | None:
+        found = self._prepared.get((version_id, subject))
         if found is not None:
-            self._prepared.move_to_end(version_id)
+            self._prepared.move_to_end((version_id, subject))
         return found
 
-    def put(self, version_id: int, prepared: Prepared) -> None:
-        if (old := self._prepared.pop(version_id, None)) is not None:
+    def put(self, version_id: int, prepared: Prepared, subject: str = "") -> None:
+        if (old := self._prepared.pop((version_id, subject), None)) is not None:
             self._held -= old.size
-        self._prepared[version_id] = prepared
+        self._prepared[version_id, subject] = prepared
         self._held += prepared.size
         while self._held > self._size and len(self._prepared) > 1:
             _, oldest = self._prepared.popitem(last=False)

@@ -35,6 +35,7 @@ LIST = f"""
     SELECT {TEMPLATE}, v.subject, v.format FROM {IN_FORCE}
      WHERE t.tenant = $1 AND t.id < $2 AND t.is_active ORDER BY t.id DESC LIMIT $3
 """
+CURRENT_ID = f"SELECT v.id FROM {IN_FORCE} WHERE t.id = $1 AND t.tenant = $2 AND t.is_active"
 CURRENT = f"SELECT {VERSION} FROM {IN_FORCE} WHERE t.id = $1 AND t.tenant = $2 AND t.is_active"
 BY_ID = f"SELECT {VERSION} FROM template_versions AS v WHERE v.id = $1"
 NUMBERED = f"""
@@ -181,6 +182,11 @@ class TemplateStore:
     async def current(self, tenant: str, template_id: int) -> Version | None:
         """The version in force; None: this tenant has no such template, or deleted it."""
         return _version(await self._pool.fetchrow(CURRENT, template_id, tenant))
+
+    async def current_id(self, tenant: str, template_id: int) -> int | None:
+        """The id of that version, without what stands in it."""
+        found: int | None = await self._pool.fetchval(CURRENT_ID, template_id, tenant)
+        return found
 
     async def version(self, version_id: int) -> Version | None:
         """By the id of the version, also of a template that was deleted: what has begun with it goes on."""
