@@ -17,8 +17,10 @@ CONSTRAINTS = """
        AND NOT EXISTS (SELECT FROM pg_constraint AS other WHERE other.conindid = own.conindid AND other.contype = 'f')
      ORDER BY 1, 2
 """
+# Of a partitioned table the definition says ONLY: made so, its partitions would have none.
 INDEXES = """
-    SELECT i.indexrelid::regclass::text AS name, pg_get_indexdef(i.indexrelid) AS made_by FROM pg_index AS i
+    SELECT i.indexrelid::regclass::text AS name, replace(pg_get_indexdef(i.indexrelid), ' ON ONLY ', ' ON ') AS made_by
+      FROM pg_index AS i
      WHERE i.indrelid = ANY ($1::text[]::regclass[])
        AND NOT EXISTS (SELECT FROM pg_constraint AS c WHERE c.conindid = i.indexrelid)
      ORDER BY 1
