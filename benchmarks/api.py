@@ -19,6 +19,7 @@ from benchmarks import machine
 from benchmarks.cgroup import Accounting, accounting
 from benchmarks.load import PATIENCE, SETTLE, total_cpu
 from benchmarks.peers import free_port
+from benchmarks.peers.installed import apt_install
 from benchmarks.peers.mailerd import Mailerd
 from benchmarks.report import Results, Spread, machine_line
 from benchmarks.signing import SELECTOR, make_key
@@ -69,9 +70,10 @@ class Run:
         return not (self.bad or self.missing or self.duplicates)
 
 
-def missing() -> str:
-    """What is not installed, in words for people; empty: nothing."""
-    return "" if shutil.which("wrk") else "apt-get install wrk"
+def prepare() -> None:
+    """Have wrk, or raise UnavailableError."""
+    if shutil.which("wrk") is None:
+        apt_install("wrk")
 
 
 def run(work: Path, results: Results, *, rounds: int, seconds: float) -> bool:

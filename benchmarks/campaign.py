@@ -216,6 +216,7 @@ def crash(work: Path, results: Results, *, contacts: int, kills: int) -> bool:
 
 
 async def _crash(work: Path, results: Results, contacts: int, kills: int) -> bool:
+    results.line(machine=machine.describe(work))
     async with laboratory(work) as lab:
         run = CampaignRun(lab, contacts, pace=120_000, prefix="crash-")
         hurt: Counter[str] = Counter()
@@ -235,6 +236,8 @@ async def _crash(work: Path, results: Results, contacts: int, kills: int) -> boo
     rows += [("killed", f"{sum(hurt.values())}"), ("in doubt, and arrived", f"{outcome.in_doubt_arrived}")]
     wrong = ("lost", "twice", "unsent", "strangers", "miscounted")
     rows += [(name, f"{len(getattr(outcome, name))}") for name in wrong]
+    counts = {name: len(getattr(outcome, name)) for name in wrong} | {"in_doubt": outcome.statuses["in_doubt"]}
+    results.line(contacts=contacts, kills=hurt.total(), **counts)
     results.table(f"A campaign to {contacts:,} contacts, hurt", ("what became of them", "count"), rows)
     if not outcome.exact:
         results.text("\n".join(f"{name}: {getattr(outcome, name)[:20]}" for name in wrong))

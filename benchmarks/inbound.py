@@ -205,6 +205,7 @@ async def _say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line:
 def run(work: Path, results: Results, *, reports: int, mails: int, rounds: int) -> bool:
     """Measure and write; False when a report had no effect."""
     facts = machine.describe(work)
+    results.line(machine=facts)
     results.text(machine_line(facts))
     system = System(work)
     try:

@@ -1,10 +1,26 @@
 """The machine, and what its disk was asked for."""
 
+import hashlib
 import os
 import platform
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+
+TOP = Path(__file__).parents[1]
+CODE = ("mailerd/**/*", "benchmarks/**/*.py", "benchmarks/*.lua", "benchmarks/data/*", "tests/support/*.py")
+
+
+@cache
+def tree() -> str:
+    """What names the program that is measured and what measures it, committed or not."""
+    files = {file for pattern in CODE for file in TOP.glob(pattern) if file.is_file()}
+    digest = hashlib.sha256((TOP / "requirements.lock").read_bytes())
+    for file in sorted(files):
+        if file.suffix != ".pyc" and "work" not in file.relative_to(TOP).parts:
+            digest.update(f"{file.relative_to(TOP)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def describe(work: Path) -> dict[str, object]:
@@ -18,6 +34,7 @@ def describe(work: Path) -> dict[str, object]:
         "filesystem": _filesystem(work),
         "python": platform.python_version(),
         "uvloop": version("uvloop"),
+        "tree": tree(),
         "load": [round(load, 2) for load in os.getloadavg()],
     }
 

@@ -3,12 +3,13 @@
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from benchmarks import chart, machine, profile, syncs
 from benchmarks.cgroup import accounting
@@ -26,11 +27,16 @@ from benchmarks.signing import SELECTOR, make_key, verify
 KB = 1024
 SIZES = {"1KB": KB, "10KB": 10 * KB, "50KB": 50 * KB, "1MB": KB * KB}
 COUNTS = {KB: 6_000, 10 * KB: 6_000, 50 * KB: 3_000, KB * KB: 400}
+# Of these counts, so that no run takes much longer than another: source and sink need milliseconds for a TLS handshake,
+# and most peers carry a third of what mailerd does.
+OF_TLS = {True: 0.7, False: 0.25}  # over kept connections, and over new ones
+OF_PEER = 0.4
+OF_UNUSUAL = 0.6  # of cells that are only in the whole table
 WARM_UP = 500
 PEERS: dict[str, type[Peer]] = {
     kind.name: kind for kind in (Mailerd, Postfix, TunedPostfix, Exim, OpenSmtpd, Haraka, Slimta)
 }
-MATRIX_PEERS = ("mailerd", "postfix-tuned")  # of the whole table, where nobody asks for others
+MATRIX_PEERS = ("mailerd", "postfix-tuned")  # in all cells of the whole table; the others in the usual ones
 # What README shows: the main cell, its signed and its encrypted twin, and one step away from it in each direction.
 USUAL = (
     Load(),
@@ -56,8 +62,22 @@ def every_load() -> list[Load]:
 
 
 def sized(loads: Sequence[Load], factor: float) -> list[Load]:
-    """The same with as many messages as their size allows, times `factor`."""
-    return [replace(load, count=max(100, round(COUNTS.get(load.size, 1_000) * factor))) for load in loads]
+    """The same with as many messages as their kind allows, times `factor`."""
+
+    def count(load: Load) -> int:
+        share = (OF_TLS[load.kept] if load.tls else 1.0) * (1.0 if is_usual(load) else OF_UNUSUAL)
+        return max(100, round(COUNTS.get(load.size, 1_000) * factor * share))
+
+    return [replace(load, count=count(load)) for load in loads]
+
+
+def for_peer(load: Load, name: str) -> Load:
+    """With fewer messages for others than mailerd: rates and costs are of each message."""
+    return load if name == "mailerd" else replace(load, count=max(100, round(load.count * OF_PEER)))
+
+
+def is_usual(load: Load) -> bool:
+    return load.name in {usual.name for usual in USUAL}
 
 
 @dataclass
@@ -82,9 +102,18 @@ class Table:
 
 
 def run(
-    work: Path, results: Results, *, loads: Sequence[Load], peers: Sequence[str], rounds: int, profile_for: float = 0.0
+    work: Path,
+    results: Results,
+    *,
+    loads: Sequence[Load],
+    peers: Sequence[str],
+    everywhere: Collection[str],
+    rounds: int,
+    profile_for: float = 0.0,
 ) -> bool:
     """Measure, write, say; whether every message came exactly once. Profiled runs are not figures.
+
+    Peers that are not `everywhere` are measured in the usual cells only.
 
     A peer that cannot be had or does not start is left out, and a run that breaks is left out: the results name both.
     What `results` has of an earlier run (`resumed`) is not measured again.
@@ -107,7 +136,7 @@ def run(
             )
             return True
         table = Table([load.name for load in loads], [peer.name for peer in systems])
-        left = _left(rounds, loads, systems, results, table)
+        left = _left(rounds, loads, systems, results, table, everywhere)
         warm = min(WARM_UP, max((load.count for load in loads), default=0))
         for system in systems:
             for signed, tls in sorted({(load.signed, load.tls) for _, load, _ in left}):
@@ -158,27 +187,39 @@ def _started(
 
 
 def _left(
-    rounds: int, loads: Sequence[Load], systems: Sequence[Peer], results: Results, table: Table
+    rounds: int,
+    loads: Sequence[Load],
+    systems: Sequence[Peer],
+    results: Results,
+    table: Table,
+    everywhere: Collection[str],
 ) -> list[tuple[int, Load, Peer]]:
     """What is to be measured: all but the rounds of cells that an earlier run has whole, which go into the table."""
-    names = {one.name for one in fields(Run)}
     earlier: dict[tuple[int, str], dict[str, Run]] = defaultdict(dict)
-    for line in results.lines:
-        if "round" in line and "rate" in line:
-            one = Run(**{name: value for name, value in line.items() if name in names})
-            earlier[line["round"], one.cell][one.peer] = one
+    for number, one in runs_in(results.lines):
+        earlier[number, one.cell][one.peer] = one
     left = []
     for load in loads:
-        able = [peer for peer in systems if not why_not(peer, load)]
-        table.why_not |= {(load.name, peer.name): why for peer in systems if (why := why_not(peer, load))}
+        asked = [peer for peer in systems if is_usual(load) or peer.name in everywhere]
+        able = [peer for peer in asked if not why_not(peer, load)]
+        table.why_not |= {(load.name, peer.name): why for peer in asked if (why := why_not(peer, load))}
         for number in range(rounds):
             known = earlier[number, load.name]
-            if all(peer.name in known and known[peer.name].count == load.count for peer in able):
-                for peer in able:
-                    table.add(number, known[peer.name])
+            loads_of = {peer.name: for_peer(load, peer.name) for peer in able}
+            if all(name in known and known[name].count == one.count for name, one in loads_of.items()):
+                for name in loads_of:
+                    table.add(number, known[name])
             else:
-                left += [(number, load, peer) for peer in _turned(able, number)]
+                left += [(number, loads_of[peer.name], peer) for peer in _turned(able, number)]
     return left
+
+
+def runs_in(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Run]]:
+    """The runs among lines of results, with the number of their round."""
+    names = {one.name for one in fields(Run)}
+    for line in lines:
+        if "round" in line and "rate" in line:
+            yield line["round"], Run(**{name: value for name, value in line.items() if name in names})
 
 
 def _turned(systems: Sequence[Peer], number: int) -> Iterator[Peer]:
@@ -256,15 +297,11 @@ def _conclude(results: Results, table: Table) -> None:
     results.table("Each system, median of the rounds (lowest and highest)", heads, [
         [f"{cell}: {peer}", *_figures(table.of(cell, peer), table.why_not.get((cell, peer), ""))]
         for cell in table.cells for peer in table.peers
+        if table.of(cell, peer) or (cell, peer) in table.why_not
     ])  # fmt: skip
     others = [peer for peer in table.peers if peer != "mailerd"]
     if "mailerd" in table.peers and others:
-        ratios = {
-            (cell, other): _ratios(table.pairs(cell, other))
-            for cell in table.cells
-            for other in others
-            if table.pairs(cell, other)
-        }
+        ratios = ratios_of(table)
         rows = [[cell, other, f"{rate:.2f}", f"{cpu:.2f}"] for (cell, other), (rate, cpu) in ratios.items()]
         results.table("mailerd to the peer, of the same round", ["cell", "peer", "rate", "CPU"], rows)
         results.table("Cells in which a peer is ahead", ["cell", "peer", "ahead in", "rate", "CPU"], _ahead(ratios))
@@ -295,6 +332,16 @@ def _figures(runs: Sequence[Run], why_not: str) -> list[str]:
     ]
 
 
+def ratios_of(table: Table) -> dict[tuple[str, str], tuple[Spread, Spread]]:
+    """mailerd's rate and CPU to those of each peer, by cell and peer."""
+    return {
+        (cell, other): _ratios(table.pairs(cell, other))
+        for cell in table.cells
+        for other in table.peers
+        if other != "mailerd" and table.pairs(cell, other)
+    }
+
+
 def _ratios(pairs: Sequence[tuple[Run, Run]]) -> tuple[Spread, Spread]:
     rate = Spread.of([our.rate / max(0.001, their.rate) for our, their in pairs])
     cpu = Spread.of([our.cpu_us / max(0.001, their.cpu_us) for our, their in pairs])
@@ -302,13 +349,17 @@ def _ratios(pairs: Sequence[tuple[Run, Run]]) -> tuple[Spread, Spread]:
 
 
 def _ahead(ratios: Mapping[tuple[str, str], tuple[Spread, Spread]]) -> list[list[str]]:
-    """The cells where the median of the ratios says so."""
-    rows = []
-    for (cell, peer), (rate, cpu) in ratios.items():
-        what = [name for name, worse in (("rate", rate.middle < 1), ("CPU", cpu.middle > 1)) if worse]
-        if what:
-            rows.append([cell, peer, ", ".join(what), f"{rate:.2f}", f"{cpu:.2f}"])
+    rows = [
+        [cell, peer, ", ".join(what), f"{rate:.2f}", f"{cpu:.2f}"]
+        for (cell, peer), (rate, cpu) in ratios.items()
+        if (what := ahead_in(rate, cpu))
+    ]
     return rows or [["none", "", "", "", ""]]
+
+
+def ahead_in(rate: Spread, cpu: Spread) -> list[str]:
+    """In what a peer is ahead, as the median of the ratios says."""
+    return [name for name, worse in (("rate", rate.middle < 1), ("CPU", cpu.middle > 1)) if worse]
 
 
 def _say_on_disk(
@@ -333,7 +384,8 @@ def _say_on_disk(
 
 def _chart(title: str, table: Table, name: str) -> str:
     groups = []
-    for cell in table.cells:
+    usual = {load.name for load in USUAL}
+    for cell in [cell for cell in table.cells if cell in usual] or table.cells:
         figures = {peer: [getattr(one, name) for one in table.of(cell, peer)] for peer in table.peers}
         groups.append((cell, [(peer, Spread.of(values).middle) for peer, values in figures.items() if values]))
     return chart.bars(title, [group for group in groups if group[1]])

@@ -11,12 +11,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+MISSED = 3  # exit status of a benchmark that measured all, and found something not as promised
+
 
 @dataclass
 class Results:
     """Files `NAME.jsonl`, `NAME.md`, `NAME.svg` in one directory, written anew by every run of the benchmark.
 
-    With `resumed` the lines of an earlier run stay, and are in `lines`.
+    With `resumed` the lines of an earlier run stay, and are in `lines`; of a run of another tree (`machine.tree`),
+    where `tree` says which one is wanted, they do not.
     """
 
     directory: Path
@@ -25,6 +28,7 @@ class Results:
     tables: list[str] = field(default_factory=list)
     resumed: bool = False
     lines: list[dict[str, Any]] = field(default_factory=list)
+    tree: str = ""
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -32,8 +36,12 @@ class Results:
         if self.resumed and file.exists():
             # Without its end, what was being written when the earlier run was stopped is no line.
             whole = file.read_text().rpartition("\n")[0].splitlines(keepends=True)
-            self.lines = [json.loads(line) for line in whole]
-            file.write_text("".join(line.rstrip("\n") + "\n" for line in whole))
+            lines = [json.loads(line) for line in whole]
+            if not self.tree or trees_of(lines) <= {self.tree}:
+                self.lines = lines
+                file.write_text("".join(line.rstrip("\n") + "\n" for line in whole))
+                return
+            file.write_text("")
         else:
             file.write_text("")
 
@@ -87,6 +95,11 @@ class Spread:
         if self.low == self.high:
             return format(self.middle, spec)
         return f"{self.middle:{spec}} ({self.low:{spec}}–{self.high:{spec}})"
+
+
+def trees_of(lines: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The trees that the lines of some results are of."""
+    return {line["machine"].get("tree", "") for line in lines if "machine" in line}
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from benchmarks import backlog, capacity, chart, soak
-from benchmarks.__main__ import PARTS, Part
+from benchmarks import backlog, capacity, chart, machine, soak
+from benchmarks.__main__ import PARTS, Outcome, Part, Scale, run_parts
 from benchmarks.kinds import each, kind_of
-from benchmarks.report import Results
+from benchmarks.report import MISSED, Results
 from benchmarks.soak import Sample
 from benchmarks.stages import LOOP, RSA, kind_of_statement, shares, split, stage_of
 from mailerd.queue import store
@@ -185,10 +185,43 @@ def test_a_queue_is_held_against_the_shortest_of_as_many_domains() -> None:
 # all of it
 
 
-def test_every_part_of_all_is_a_command_with_words_of_its_own(tmp_path: Path) -> None:
+def test_every_part_of_all_is_a_command_with_words_of_its_own() -> None:
     assert len({part.name for part in PARTS}) == len(PARTS)
-    words = Part("campaign --crash", 1, 1).words(tmp_path / "w", tmp_path / "o", quick=True)
-    assert words == ["campaign", "--crash", "--out", f"{tmp_path}/o", "--work", f"{tmp_path}/w", "--quick"]
+    part = Part("campaign --crash", 1, 2, 3, shorter="--kills 9")
+    assert part.words(Scale.USUAL) == ["campaign", "--crash", "--kills", "9"]
+    assert part.words(Scale.THOROUGH) == ["campaign", "--crash"]
+    assert part.words(Scale.QUICK) == ["campaign", "--crash", "--quick"]
+
+
+def test_all_of_it_fits_into_a_session() -> None:
+    assert sum(part.minutes for part in PARTS) <= 150
+
+
+def outcome(part: Part, tree: str, status: int = 0) -> Outcome:
+    return Outcome(part.name, part.words(Scale.QUICK), tree, 1.0, 1.0, status)
+
+
+def test_parts_that_were_measured_with_this_tree_are_not_run_again(tmp_path: Path) -> None:
+    part = Part("capacity", 1, 1, 1)  # has nothing to calculate with, and says so
+    results = Results(tmp_path, "all", Console(quiet=True))
+
+    def ran(*known: Outcome) -> list[Outcome]:
+        return run_parts([part], tmp_path, tmp_path, Scale.QUICK, results, known=known)
+
+    done, missed, failed = (outcome(part, machine.tree(), status) for status in (0, MISSED, 1))
+    assert ran(done) == [done]
+    assert ran(missed) == [missed]
+    (again,) = ran(failed, outcome(part, "another tree"))
+    assert (again.tree, again.status) == (machine.tree(), MISSED)
+    assert [line["status"] for line in map(json.loads, (tmp_path / "all.jsonl").read_text().splitlines())] == [MISSED]
+
+
+def test_results_of_another_tree_are_not_gone_on_with(tmp_path: Path) -> None:
+    Results(tmp_path, "relay", Console(quiet=True)).line(machine={"tree": "one"})
+
+    assert Results(tmp_path, "relay", Console(quiet=True), resumed=True, tree="one").lines
+    assert not Results(tmp_path, "relay", Console(quiet=True), resumed=True, tree="other").lines
+    assert not (tmp_path / "relay.jsonl").read_text()
 
 
 def test_a_process_is_known_by_its_command_line() -> None:

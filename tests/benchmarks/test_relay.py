@@ -61,7 +61,7 @@ def test_every_cell_is_in_the_matrix_once() -> None:
 
 def test_nobody_is_asked_for_what_it_cannot(systems: list[Peer], tmp_path: Path) -> None:
     empty = table(systems)
-    left = relay._left(2, LOADS, systems, results(tmp_path), empty)
+    left = relay._left(2, LOADS, systems, results(tmp_path), empty, relay.PEERS)
 
     assert [(number, load.signed, peer.name) for number, load, peer in left] == [
         (0, False, "mailerd"),
@@ -78,24 +78,38 @@ def test_nobody_is_asked_for_what_it_cannot(systems: list[Peer], tmp_path: Path)
     assert empty.why_not == {(LOADS[1].name, "opensmtpd"): "does not sign"}
 
 
+def test_of_the_whole_table_most_peers_have_the_usual_cells_only(systems: list[Peer], tmp_path: Path) -> None:
+    loads = relay.sized([Load(), Load(size=1024, clients=100)], 1.0)
+    left = relay._left(1, loads, systems, results(tmp_path), table(systems), relay.MATRIX_PEERS)
+
+    assert [(load.name, peer.name) for _, load, peer in left] == [
+        ("10 KB, 20 kept, unsigned", "mailerd"),
+        ("10 KB, 20 kept, unsigned", "postfix-tuned"),
+        ("10 KB, 20 kept, unsigned", "opensmtpd"),
+        ("1 KB, 100 kept, unsigned", "mailerd"),
+        ("1 KB, 100 kept, unsigned", "postfix-tuned"),
+    ]
+    assert [load.count for _, load, _ in left[:2]] == [6_000, 2_400]  # a slower peer is sent less
+
+
 def test_a_run_that_was_stopped_goes_on_with_the_round_that_was_not_whole(systems: list[Peer], tmp_path: Path) -> None:
     first = results(tmp_path)
     for peer in systems:
-        first.line(round=0, **ran(peer.name, LOADS[0]).as_dict())
+        first.line(round=0, **ran(peer.name, relay.for_peer(LOADS[0], peer.name)).as_dict())
     first.line(round=1, **ran("mailerd", LOADS[0]).as_dict())
     with first.path(".jsonl").open("a") as file:
         file.write('{"round": 1, "peer": "postf')
 
     again = results(tmp_path, resumed=True)
     resumed = table(systems)
-    left = relay._left(2, LOADS, systems, again, resumed)
+    left = relay._left(2, LOADS, systems, again, resumed, relay.PEERS)
 
     assert {(number, load.name) for number, load, _ in left} == {
         (1, LOADS[0].name),
         (0, LOADS[1].name),
         (1, LOADS[1].name),
     }
-    assert len([load for number, load, _ in left if (number, load) == (1, LOADS[0])]) == 3
+    assert len([load for number, load, _ in left if (number, load.name) == (1, LOADS[0].name)]) == 3
     assert [one.peer for one in resumed.of(LOADS[0].name, "opensmtpd")] == ["opensmtpd"]
     assert len([json.loads(line) for line in again.path(".jsonl").read_text().splitlines()]) == 4
 
@@ -105,7 +119,7 @@ def test_runs_of_another_number_of_messages_are_not_gone_on_with(systems: list[P
     for peer in systems:
         first.line(round=0, **ran(peer.name, replace(LOADS[0], count=99)).as_dict())
 
-    left = relay._left(1, LOADS[:1], systems, results(tmp_path, resumed=True), table(systems))
+    left = relay._left(1, LOADS[:1], systems, results(tmp_path, resumed=True), table(systems), relay.PEERS)
 
     assert len(left) == 3
 
