@@ -37,6 +37,8 @@ class LedgerMx:
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "ledger"
+        self._read = 0  # bytes of it
+        self._arrivals: list[Arrival] = []
         self.port = 0
         self._process: asyncio.subprocess.Process
 
@@ -69,11 +71,14 @@ class LedgerMx:
 
     def arrivals(self) -> list[Arrival]:
         """All so far."""
-        found = []
-        for line in self._file.read_text().splitlines():
+        with self._file.open("rb") as file:
+            file.seek(self._read)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._read += len(whole + end)
+        for line in whole.decode().splitlines():
             at, address, intact, answered = line.split(" ")
-            found.append(Arrival(float(at), address, intact == "intact", answered == "answered"))
-        return found
+            self._arrivals.append(Arrival(float(at), address, intact == "intact", answered == "answered"))
+        return self._arrivals.copy()
 
     async def _line(self) -> str:
         assert self._process.stdout is not None
