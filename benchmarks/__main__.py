@@ -177,7 +177,9 @@ def latency_command(
             directory, results, rounds=1 if quick else rounds, seconds=lasting, count=count, judged=not quick
         )
         if not kept:
-            console.print("[red]accepted later than by Postfix, or messages are missing or came twice[/red]")
+            console.print(
+                "[red]accepted later than by Postfix, or not judged, or messages are missing or came twice[/red]"
+            )
             raise typer.Exit(MISSED)
 
 

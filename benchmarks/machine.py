@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import time
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -37,6 +38,19 @@ def describe(work: Path) -> dict[str, object]:
         "tree": tree(),
         "load": [round(load, 2) for load in os.getloadavg()],
     }
+
+
+def busy(seconds: float) -> float:
+    """How many cores are at work for this long, on whatever. Of somebody else, when we do nothing."""
+    before = _idle()
+    time.sleep(seconds)
+    return max(0.0, len(os.sched_getaffinity(0)) - (_idle() - before) / seconds)
+
+
+def _idle() -> float:
+    """Seconds of all cores without work."""
+    _, _, _, _, idle, waiting, *_ = Path("/proc/stat").read_text().splitlines()[0].split()
+    return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
 
 
 def flushes(work: Path) -> int:

@@ -139,10 +139,8 @@ def run(
         left = _left(rounds, loads, systems, results, table, everywhere)
         warm = min(WARM_UP, max((load.count for load in loads), default=0))
         for system in systems:
-            for signed, tls in sorted({(load.signed, load.tls) for _, load, _ in left}):
-                load = Load(count=warm, signed=signed, tls=tls)
-                if not why_not(system, load):
-                    bench.run(system, load)
+            for signed, tls in sorted({(load.signed, load.tls) for _, load, peer in left if peer is system}):
+                bench.run(system, Load(count=warm, signed=signed, tls=tls))
         good = _measure(bench, left, results, table, public)
         synced = _count_syncs(bench, systems, work, results)
         versions = {peer.name: peer.version() for peer in systems}
