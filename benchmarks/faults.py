@@ -32,7 +32,8 @@ import msgspec
 import typer
 from rich.console import Console
 
-from benchmarks.report import MISSED, Results
+from benchmarks import machine
+from benchmarks.report import MISSED, Results, trees_of
 from tests.faults import steps
 from tests.faults.laboratory import Comparison, Laboratory, kill, laboratory
 from tests.support.campaign_run import STEPS as TABLES
@@ -305,9 +306,11 @@ def in_turn(count: int) -> list[str]:
 
 
 def before(file: Path) -> list[Part]:
-    """The parts of an earlier run."""
-    lines = file.read_bytes().splitlines() if file.exists() else []
-    return [msgspec.convert(found["part"], Part) for line in lines if "part" in (found := msgspec.json.decode(line))]
+    """The parts of an earlier run of this very tree."""
+    lines = [msgspec.json.decode(line) for line in file.read_bytes().splitlines()] if file.exists() else []
+    if trees_of(lines) != {machine.tree()}:
+        return []
+    return [msgspec.convert(line["part"], Part) for line in lines if "part" in line]
 
 
 def report(results: Results, parts: Sequence[Part]) -> None:
@@ -360,6 +363,7 @@ def main(
     random.seed(seed)
     parts = before(out / "faults.jsonl") if resume else []
     results = Results(out, "faults", console)
+    results.line(machine=machine.describe(out))
     for each in parts:
         results.line(part=msgspec.to_builtins(each))
     done = sum(each.kills for each in parts)
