@@ -167,11 +167,12 @@ def _folded(line: bytes, tokens: list[bytes]) -> bytes:
 def _signed_fields(header: bytes) -> tuple[list[bytes], bytes]:
     """The names for `h=`, and the canonical fields they stand for, in the same order."""
     fields: dict[bytes, list[bytes]] = {}
-    # A fold becomes the white space that follows it, so that the rest is a matter of lines.
-    for line in header.replace(b"\r\n ", b" ").replace(b"\r\n\t", b"\t").split(b"\r\n"):
-        name = line[: line.find(b":")].rstrip(b" \t").lower()
-        if name in SIGNABLE:
-            fields.setdefault(name, []).append(line)
+    # A fold becomes the white space that follows it, so that the rest is a matter of lines, all made canonical at once.
+    for line in _single_spaces(header.replace(b"\r\n ", b" ").replace(b"\r\n\t", b"\t")).split(b"\r\n"):
+        name, colon, value = line.partition(b":")
+        name = name.rstrip(b" ").lower()
+        if colon and name in SIGNABLE:
+            fields.setdefault(name, []).append(name + b":" + value.strip(b" "))
 
     names: list[bytes] = []
     covered: list[bytes] = []
@@ -180,7 +181,7 @@ def _signed_fields(header: bytes) -> tuple[list[bytes], bytes]:
             found = fields.get(name, ABSENT)
             if found or group is ALWAYS:
                 names += [name] * (len(found) + further)
-                covered += map(canonical_field, reversed(found))  # bottom-up: RFC 6376 section 5.4.2
+                covered += reversed(found)  # bottom-up: RFC 6376 section 5.4.2
     return names, b"\r\n".join([*covered, b""])
 
 
