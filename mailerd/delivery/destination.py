@@ -22,6 +22,7 @@ from mailerd.delivery.ledger import Hold
 from mailerd.delivery.line import Line
 from mailerd.delivery.memory import FIRST_LANES
 from mailerd.delivery.paths import Path, Scarce, Wait, Wish
+from mailerd.delivery.ready import IN_A_ROW
 from mailerd.delivery.routing import Host, Route
 from mailerd.delivery.session import Session, SessionError
 from mailerd.delivery.sources import Source
@@ -48,6 +49,9 @@ OPEN_AGAIN = 10.0  # seconds until another connection is tried after a host refu
 # Whether mail may be sent is asked about as many as leave in so many seconds: the answer is good for a little longer.
 SOON = 0.03
 MOST_AHEAD = 100
+# What is rendered then, too, is as many mails as can be rendered and sent while that answer is good: of more the last
+# ones are asked about again, and rendered one by one.
+MOST_RENDERED = 2 * IN_A_ROW
 AFTER_CRASH = timedelta(minutes=5)
 AFTER_SLOW = timedelta(seconds=30)
 OTHERS_WAIT = "others have waited longer for a connection"
@@ -383,6 +387,8 @@ class Sessions:
         took = max(now - destination.asked_at, 0.001)
         destination.asked_at = now
         most = min(MOST_AHEAD, int((destination.asked + 1) * SOON / took))
+        if job.message.render:
+            most = min(most, MOST_RENDERED - 1)
         jobs = [job, *(destination.line.upcoming(most) if most and destination.line else ())]
         destination.asked = len(jobs) - 1
         for each in jobs:

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 
 from mailerd.config import Campaigns, Delivery, Duration
+from mailerd.delivery.destination import MOST_RENDERED
 from mailerd.delivery.rendering import Rendered, Withheld
 from mailerd.errors import Refused
 from mailerd.intake.hand_over import Deferred
@@ -25,11 +26,13 @@ class Rendering:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.announced: list[str] = []
+        self.most_at_once = 0
         self.withheld: dict[str, Withheld] = {}
         self.rendered = asyncio.Event()
 
     def ahead(self, mails: Sequence[tuple[Message, Recipient]]) -> None:
         self.announced += [message.render for message, _ in mails]
+        self.most_at_once = max(self.most_at_once, len(mails))
 
     async def render(self, message: Message, recipient: Recipient) -> Rendered | Withheld:
         self.asked.append(message.render)
@@ -264,3 +267,11 @@ async def test_what_waits_behind_a_mail_is_announced_to_the_renderer_before_its_
     assert len(mx.delivered) == len(ids)
     assert set(rendering.announced) == {f"1:2:{n}" for n in range(60)}
     assert sorted(rendering.asked) == sorted(set(rendering.announced))
+
+
+async def test_no_more_is_announced_than_can_be_rendered_and_sent_while_the_answer_is_good(relay, mx, rendering):
+    await hand_over(relay, *[deferred(f"c{n}@example.net", f"1:2:{n}") for n in range(400)])
+    await relay.settled()
+
+    assert len(mx.delivered) == 400
+    assert 1 < rendering.most_at_once <= MOST_RENDERED
