@@ -86,6 +86,7 @@ async def test_it_keeps_what_was_committed_over_stop_and_start_and_is_durable(ma
         "on",
     ]
     assert await value(first.url, "SHOW listen_addresses") == ""
+    assert b"MALLOC_TRIM_THRESHOLD_=131072" in Path(f"/proc/{first.pid}/environ").read_bytes().split(b"\0")
     await first.stop()
     assert running_url(tmp_path) is None
 

@@ -34,7 +34,7 @@ class Database(Node, frozen=True):
     url: str | None = None  # null: the embedded server under data_dir; else postgresql://user:password@host:port/name
     connections: Annotated[int, Meta(ge=2, le=64)] = 4  # of each worker
     reports_url: str | None = None  # a replica that reports read; null: the database itself
-    shared_buffers: Size = Size(64 * 1024**2)  # of the embedded server
+    shared_buffers: Size = Size(32 * 1024**2)  # of the embedded server
     max_wal_size: Size = Size(2 * 1024**3)  # of the embedded server
 
 
