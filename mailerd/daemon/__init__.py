@@ -33,6 +33,7 @@ from mailerd.daemon.workers import Workers
 from mailerd.db.embedded import EmbeddedPostgres
 from mailerd.db.migrate import continue_order, drop_event_partitions, ensure_event_partitions, migrate
 from mailerd.errors import DatabaseError
+from mailerd.processes import give_back
 
 if TYPE_CHECKING:
     from mailerd.sandbox import Sandbox
@@ -262,6 +263,7 @@ class Daemon:
     async def _serve(self) -> None:
         assert self._workers is not None
         self._service.ready()
+        give_back()  # what the configuration was made with
         self._spawn(self._reload_when_told(), "reload")
         self._spawn(self._keep_house(), "housekeeping")
         if self._service.watchdog_every is not None:
@@ -279,12 +281,12 @@ class Daemon:
     async def _reload(self) -> Outcome:
         assert self._reloader is not None
         outcome = await self._reloader.reload()
+        give_back()
         self._service.status(self._status())
         return outcome
 
     async def on_worker_death(self, pid: int | None) -> None:
         """Free what the dead worker owned, so that others may take it; None: every worker of this node is dead."""
-        from mailerd import metrics
         from mailerd.queue import journal
         from mailerd.queue.workers import WorkerStore
 
@@ -300,6 +302,8 @@ class Daemon:
                 if failpoints.ON:
                     failpoints.reached("release.after")
                 file.unlink(missing_ok=True)
+                from mailerd import metrics  # with an HTTP server: not in the memory of those whose workers live
+
                 metrics.forget_process(worker.pid)
                 log.info("worker.released", number=worker.number, pid=worker.pid, recipients=freed)
 
