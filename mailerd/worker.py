@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
 import msgspec
@@ -19,45 +20,30 @@ import uvloop
 
 from mailerd import failpoints, logs, metrics
 from mailerd.assignment import Assignment, Control, read_assignment
-from mailerd.campaigns.analytics.desk import AnalyticsDesk
 from mailerd.campaigns.analytics.follower import CampaignFollower
-from mailerd.campaigns.analytics.reading import CONNECTIONS as REPORT_CONNECTIONS
-from mailerd.campaigns.analytics.reading import Reading
-from mailerd.campaigns.contacts.book import build_contacts
-from mailerd.campaigns.contacts.exporting import ExportStore
-from mailerd.campaigns.contacts.files import ContactFiles
 from mailerd.campaigns.contacts.following import ContactFollower
 from mailerd.campaigns.contacts.imports.importer import Importer
-from mailerd.campaigns.contacts.imports.store import ImportStore
-from mailerd.campaigns.contacts.preferences import PreferenceStore
-from mailerd.campaigns.contacts.subscriptions import SubscriptionStore
 from mailerd.campaigns.desk import CampaignDesk
 from mailerd.campaigns.queued import QueuedMail
 from mailerd.campaigns.runner.service import CampaignSending
-from mailerd.campaigns.segments.store import SegmentStore
-from mailerd.campaigns.templates.desk import TemplateDesk
 from mailerd.campaigns.templates.rendering import PreparedCache
 from mailerd.campaigns.tracking.classifier import Classifier
-from mailerd.campaigns.tracking.service import Tracker
 from mailerd.campaigns.values import CHANNEL as CAMPAIGNS
-from mailerd.config import Config, Tenant
+from mailerd.config import Config
 from mailerd.config.documents import Documents, parse_reloaded
 from mailerd.config.shaping import ShapingRules
 from mailerd.db import Pool, connect_pool
 from mailerd.delivery import verdict
 from mailerd.delivery.effects import CHANNEL as TRAFFIC
-from mailerd.delivery.effects import EffectStore
 from mailerd.delivery.explain import ConfigText
 from mailerd.delivery.https import Outside
 from mailerd.delivery.identity import Identity
 from mailerd.delivery.ledger import handed_on
 from mailerd.delivery.verdict_book import VerdictBook
-from mailerd.feedback.event_search import EventSearchStore
 from mailerd.feedback.following import Following
 from mailerd.feedback.inbound import build_inbound
 from mailerd.feedback.sink_checks import check_sinks
 from mailerd.feedback.sinks import Sinks
-from mailerd.feedback.unsubscribing import UnsubscribeStore
 from mailerd.feedback.upstreams.receiving import Upstreams
 from mailerd.feedback.webhooks.service import Webhooks
 from mailerd.feedback.webhooks.store import CHANNEL as WEBHOOKS
@@ -68,14 +54,12 @@ from mailerd.intake.smtp_content import Memory
 from mailerd.intake.smtp_listener import SmtpListener, server_context
 from mailerd.intake.smtp_service import limits_of
 from mailerd.queue.commit import LOST
-from mailerd.queue.control import CHANNEL, UNBLOCK_ALL, ControlStore, MessageControl, Selection
-from mailerd.queue.suppression_files import SuppressionFileStore
-from mailerd.queue.trace import TraceStore
+from mailerd.queue.control import CHANNEL, UNBLOCK_ALL, ControlStore, Selection
 from mailerd.queue.workers import BEAT_EVERY, Watch, WorkerStore
 from mailerd.relay import Relay, pause_after, utc_now
-from mailerd.web.app import build_app
-from mailerd.web.server import HttpServer
-from mailerd.web.services import Limits, Services
+
+if TYPE_CHECKING:
+    from mailerd.web.service import HttpService
 
 log = structlog.get_logger()
 
@@ -83,9 +67,7 @@ SWEEP_EVERY = 15.0  # seconds between looks for expired and forgotten mail
 LISTEN_AGAIN = 1.0
 FOLLOWER_CONNECTIONS = 5
 STOP_INTAKE = 10.0  # seconds for SMTP transactions under way
-STOP_HTTP = 10.0
 STOP_FOLLOWERS = 5.0
-STOP_TRACKING = 3.0
 STOP_DELIVERY = 12.0  # seconds for attempts under way; those cut off are in doubt
 
 
@@ -145,6 +127,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._sweep_now = asyncio.Event()
         self._last_beat = time.monotonic()
+        self._http: HttpService | None = None
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -289,69 +272,26 @@ class Worker:
         ]
         for listener in self._listeners:
             listener.start()
-        self._http: list[HttpServer] = []
-        self._limits = Limits(stop=STOP_HTTP)
-        self._set_http_limits(config)
         if config.http is None:
             return
-        secret = await self._credentials.secret()
-        suppressions = self._relay.suppressions
-        self._suppression_files = SuppressionFileStore(self._pool)
-        self._tracker = Tracker(self._pool, secret, config.data_dir, self._assignment.node, utc_now)
-        self._tracker.start()
-        self._reports = await connect_pool(
-            self._assignment.database_url, min=0, max=REPORT_CONNECTIONS, idle=60.0, application_name="mailerd reports"
-        )
-        reading = Reading(self._reports, config.database.reports_url)
-        self._analytics = AnalyticsDesk(reading, self._relay.traffic.provider_of)
-        services = Services(
-            submitter=self._relay.submitter,
+        from mailerd.web.service import HttpService  # at the start or never; 4 MB that a relay by SMTP alone is spared
+
+        self._http = HttpService(
+            lambda: self._settings.config,
+            self._relay,
+            self._pool,
+            url=self._assignment.database_url,
+            node=self._assignment.node,
+            secret=await self._credentials.secret(),
             authenticator=self._authenticator,
-            mail=TraceStore(self._pool),
-            control=MessageControl(ControlStore(self._pool, keep_bodies=config.retention.bodies > 0), utc_now),
-            explainer=lambda: self._relay.explainer(self._settings.text),
-            effects=EffectStore(self._pool),
-            events=EventSearchStore(self._pool),
-            suppressions=suppressions,
-            suppression_files=self._suppression_files,
-            streams=lambda: self._settings.config.streams,
-            unsubscribes=UnsubscribeStore(self._pool, suppressions, secret, utc_now),
             upstreams=self._upstreams,
             webhooks=self._webhooks.desk,
-            templates=TemplateDesk(self._pool),
-            tracker=self._tracker,
-            idempotency=self._relay.idempotency,
-            preferences=PreferenceStore(
-                self._pool, SubscriptionStore(self._pool, suppressions, utc_now), secret, utc_now
-            ),
-            analytics=self._analytics,
-            segments=SegmentStore(self._pool),
-            contacts=build_contacts(self._pool, suppressions, secret, utc_now),
-            contact_files=ContactFiles(
-                ImportStore(self._pool),
-                ExportStore(self._pool),
-                lambda: self._settings.config.campaigns.max_import,
-            ),
             campaigns=self._campaigns,
+            text=lambda: self._settings.text,
             ping=self._leases.ping,
             stopping=self._stopping.is_set,
-            cursor_key=secret,
-            sender=lambda tenant: self._settings.config.tenants.get(tenant, Tenant()).name,
-            limits=self._limits,
         )
-        app = build_app(services)
-        self._http = [
-            HttpServer(app, socket.socket(fileno=descriptor), self._limits) for descriptor in self._assignment.http
-        ]
-        for server in self._http:
-            await server.start()
-
-    def _set_http_limits(self, config: Config) -> None:
-        if config.http is not None:
-            self._limits.max_body = config.http.max_body
-        self._limits.max_message = config.smtp.max_size
-        self._limits.max_recipients = config.smtp.max_recipients
-        self._limits.memory = config.smtp.data_memory
+        await self._http.start(self._assignment.http)
 
     # another configuration
 
@@ -385,7 +325,8 @@ class Worker:
         if self._followers is not None:
             self._classifier.reconfigure(config)
         self._memory.reconfigure(config.smtp.data_memory)
-        self._set_http_limits(config)
+        if self._http is not None:
+            self._http.reconfigure(config)
         for listener, (_, index) in zip(self._listeners, self._assignment.listeners, strict=True):
             bound = config.listeners[index]
             listener.reconfigure(bound, limits=limits_of(bound, config), hostname=config.hostname, tls=settings.tls)
@@ -477,17 +418,14 @@ class Worker:
         followers = asyncio.create_task(self._stop_followers(), name="stop followers")  # no mail waits for them
         await asyncio.gather(
             *(listener.stop(STOP_INTAKE) for listener in self._listeners),
-            *(server.stop() for server in self._http),
+            *([self._http.stop_taking()] if self._http is not None else []),
         )
         if failpoints.ON:
             failpoints.reached("stop.intake")
         await self._sending.stop()
         await self._campaigns.steerer.stop()
-        if self._http:
-            await self._suppression_files.stop()
-            await self._analytics.close()
-            self._reports.terminate()
-            await self._tracker.stop(STOP_TRACKING)
+        if self._http is not None:
+            await self._http.stop()
         await self._relay.stop(STOP_DELIVERY)
         await asyncio.gather(followers, return_exceptions=True)
         for task in self._background:

@@ -335,6 +335,15 @@ def test_the_daemon_is_not_burdened_with_what_only_commands_need(tmp_path):
     assert done.stdout == "[]\n"
 
 
+def test_a_worker_is_not_burdened_with_the_web_before_it_knows_that_it_serves_any():
+    code = (
+        "import sys, mailerd.worker\n"
+        "print([name for name in sys.modules if name.startswith(('mailerd.web', 'aiohttp.web'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize(
     ("key", "line"),
     [
