@@ -9,6 +9,7 @@ machine may not: the file carries the boot id, and one of another boot is not be
 import mmap
 import os
 import struct
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class Journal:
             self._map = mmap.mmap(file.fileno(), HEADER + slots * SLOT.size)
         self._map[:HEADER] = boot_id()
         self._path = path
-        self._free = list(range(HEADER + (slots - 1) * SLOT.size, HEADER - 1, -SLOT.size))
+        self._free = array("I", range(HEADER + (slots - 1) * SLOT.size, HEADER - 1, -SLOT.size))  # 4 bytes each, not 40
         self._taken: dict[tuple[int, int], int] = {}
 
     def open(self, message_id: int, n: int) -> None:
