@@ -10,14 +10,16 @@ named in the configuration, on this machine, and shown to validate (RFC 7672 sec
 
 import asyncio
 import ipaddress
+import secrets
+import socket
+import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from socket import SOCK_DGRAM
 from typing import Any, Generic, TypeAlias, TypeVar
 
-import dns.asyncbackend
 import dns.asyncquery
 import dns.exception
 import dns.flags
@@ -44,6 +46,11 @@ FIRST_ROUND = 1 / 3  # of the time: one try at each name server; the second roun
 MAX_QUERIES = 256  # under way at once: each holds a socket
 MAX_OF_PARTY = 64  # of them for the names of one registered domain
 EDNS_PAYLOAD = 1232  # bytes: not fragmented on any path
+MAX_DATAGRAM = 65_535
+HEADER, KIND, IN = struct.Struct("!HHHHHH"), struct.Struct("!HH"), 1
+EDNS = struct.pack("!BHHIH", 0, dns.rdatatype.OPT, EDNS_PAYLOAD, 0, 0)
+ANSWER, NOT_AN_ANSWER, CUT = 0x80, 0xF8, 0x02  # bits of the third byte: an answer, of opcode 0; TC
+WITHOUT_QUESTION = frozenset({dns.rcode.FORMERR, dns.rcode.SERVFAIL, dns.rcode.NOTIMP, dns.rcode.REFUSED})
 PROVEN_FOR = 300.0  # seconds until name servers have to show again that they validate
 UNPROVEN_FOR = 30.0  # seconds until they may try again
 
@@ -360,19 +367,17 @@ class Resolver:
         self, server: NameServer, name: dns.name.Name, rdtype: str, patience: float
     ) -> dns.message.QueryMessage | Failed:
         """One question to one server: UDP, then TCP when the answer was cut. Answers that do not fit are ignored."""
-        query = dns.message.make_query(name, rdtype, use_edns=0, payload=EDNS_PAYLOAD)
+        flags = dns.flags.RD
         if not self._doubt:
-            query.flags |= dns.flags.AD  # asks for AD in the answer without the signatures (RFC 6840 section 5.7)
-        backend = dns.asyncbackend.get_backend("asyncio")
-        family = dns.inet.af_for_address(server.address)
+            flags |= dns.flags.AD  # asks for AD in the answer without the signatures (RFC 6840 section 5.7)
+        kind = dns.rdatatype.from_text(rdtype)
         try:
             async with asyncio.timeout(patience):
-                # Connected, so that the kernel drops what others send and tells of a port where nobody listens.
-                peer = (server.address, server.port)
-                async with await backend.make_socket(family, SOCK_DGRAM, 0, None, peer) as socket:  # type: ignore[no-untyped-call]
-                    message, _ = await dns.asyncquery.udp_with_fallback(
-                        query, server.address, port=server.port, udp_sock=socket, ignore_errors=True, backend=backend
-                    )
+                message = await _by_udp(server, _query(name, kind, flags))
+                if message is None:
+                    query = dns.message.make_query(name, kind, use_edns=0, payload=EDNS_PAYLOAD)
+                    query.flags |= flags
+                    message = await dns.asyncquery.tcp(query, server.address, port=server.port)
         except TimeoutError:
             return self._failed("dns_timeout", f"no answer from {server}")
         except (OSError, EOFError) as error:
@@ -393,6 +398,39 @@ class Resolver:
         if negative:
             ttl = min(ttl, MAX_NEGATIVE_TTL)
         return self.clock() + min(max(ttl, self._settings.min_ttl), self._settings.max_ttl)
+
+
+def _query(name: dns.name.Name, kind: dns.rdatatype.RdataType, flags: int) -> bytes:
+    """A question as it goes over the wire: dnspython's own way takes ten times as long, for each new domain."""
+    return b"".join((HEADER.pack(secrets.randbits(16), flags, 1, 0, 0, 1), name.to_wire(), KIND.pack(kind, IN), EDNS))
+
+
+async def _by_udp(server: NameServer, query: bytes) -> dns.message.Message | None:
+    """The first answer that fits; None: it was cut. From a port of its own, which is harder to guess than the id."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(dns.inet.af_for_address(server.address), socket.SOCK_DGRAM) as own:
+        own.setblocking(False)
+        # Connected, so that the kernel drops what others send and tells of a port where nobody listens.
+        own.connect((server.address, server.port))
+        own.send(query)
+        while True:
+            answer = await loop.sock_recv(own, MAX_DATAGRAM)
+            if not _fits(query, answer):
+                continue
+            if answer[2] & CUT:
+                return None
+            with suppress(Exception):  # whatever dnspython makes of garbage: somebody may have forged it
+                return dns.message.from_wire(answer)
+
+
+def _fits(query: bytes, answer: bytes) -> bool:
+    """Is it an answer to this question? Name servers that refuse may leave the question out."""
+    if len(answer) < HEADER.size or answer[:2] != query[:2] or answer[2] & NOT_AN_ANSWER != ANSWER:
+        return False
+    asked = query[HEADER.size : -len(EDNS)]
+    if answer[4:6] == b"\0\0":
+        return answer[3] & 0x0F in WITHOUT_QUESTION
+    return answer[4:6] == b"\0\1" and answer[HEADER.size : HEADER.size + len(asked)].lower() == asked.lower()
 
 
 @dataclass(frozen=True, slots=True)
