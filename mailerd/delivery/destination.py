@@ -29,6 +29,7 @@ from mailerd.delivery.sources import Source
 from mailerd.delivery.tls_policy import TlsOutcome, TlsPolicy
 from mailerd.delivery.traffic import Traffic
 from mailerd.delivery.transaction import Result, Timeouts
+from mailerd.delivery.turns import Starts
 from mailerd.delivery.verdict import Kind, Verdict, local_verdict, network_verdict
 from mailerd.queue.commit import LOST
 from mailerd.queue.ids import format_message_id
@@ -40,6 +41,10 @@ log = structlog.get_logger()
 
 PATIENCE = 1.0  # seconds that a job waits in memory for a limit; longer waits are due times in rows
 PATIENCE_FIRST = 10.0  # of mail that goes first, for a connection that others are asked to give up
+# More at once, and so much is to be done between a step of one and its next that answers of the database are too old
+# when they are used (`queue.screening`). An opening that takes longer waits for the host, not for us.
+OPENED_AT_ONCE, SLOW_OPENING = 30, 0.25  # sessions, seconds
+MOST_IDLE = 200  # sessions of all destinations that wait for more mail
 LOOK_UP = 0.5  # seconds between looks of an idle session whether others want its connection
 ASK_AGAIN = 0.05  # seconds between tries to get a connection
 BLOCK_FIRST = 60.0  # seconds that an unreachable destination is left alone
@@ -68,10 +73,11 @@ class Destination:
     source: Source
     path: Path
     line: Line = field(default_factory=Line)
-    idle: dict["asyncio.Future[None]", float] = field(default_factory=dict)  # until when, of the loop's clock
+    # Until when, of the loop's clock; its result: it is too many, and is to end now.
+    idle: dict["asyncio.Future[bool]", float] = field(default_factory=dict)
     alarm: asyncio.TimerHandle | None = None  # for the first of them: a timer for each costs too much
     rings_at: float = 0.0
-    pacer: "asyncio.Future[None] | None" = None  # of the session that waits until the path admits the next job
+    pacer: "asyncio.Future[bool] | None" = None  # of the session that waits until the path admits the next job
     pacer_alone: bool = False  # what it waits for binds only the jobs that are there
     sessions: int = 0
     opening: int = 0  # of them,
@@ -141,6 +147,8 @@ class Sessions:
         self._tls_outcome = tls_outcome
         self._stopping = False
         self._starving: dict[tuple[str, bool], set[Destination]] = {}  # by what they starve for
+        self._starts = Starts(OPENED_AT_ONCE, slow=SLOW_OPENING)
+        self._idling: dict[asyncio.Future[bool], None] = {}  # who began to wait first is first
         self.reconfigure(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -292,7 +300,9 @@ class Sessions:
         """The life of one session: open, send what is waiting, wait a little for more, quit."""
         session: Session | None = None
         opening = 1
+        begun: Callable[[], None] = _nothing
         try:
+            begun = await self._starts.begin(first=(destination.line.lane or 0) < FIRST_LANES)
             if self._stopping or not destination.line:
                 return
             try:
@@ -308,12 +318,13 @@ class Sessions:
             metrics.sessions("out", 1)
             destination.working += 1
             try:
-                await self._use(destination, session)
+                await self._use(destination, session, begun)
             finally:
                 destination.working -= 1
                 metrics.sessions("out", -1)
                 await self._end(destination.path, session)
         finally:
+            begun()
             destination.opening -= opening
             destination.sessions -= 1
             self._traffic.disconnect(holds)
@@ -336,7 +347,8 @@ class Sessions:
         finally:
             path.leaving -= 1
 
-    async def _use(self, destination: Destination, session: Session) -> None:
+    async def _use(self, destination: Destination, session: Session, begun: Callable[[], None]) -> None:
+        """Send what there is; `begun` is told when the first mail is through."""
         host, source = session.host, destination.source
         where = Where(
             destination.route.site, host.name, host.address, source.name, session.tls, destination.route.upstream
@@ -359,6 +371,7 @@ class Sessions:
                 log.exception("attempt.crashed", message=format_message_id(job.message.id))
                 self._back.put_back([job], self._clock() + AFTER_CRASH, CRASHED)
             destination.failures = 0
+            begun()
 
     async def _send(self, destination: Destination, session: Session, job: Job, where: Where) -> None:
         path, admitted = destination.path, len(job.recipients)
@@ -447,7 +460,8 @@ class Sessions:
             if self._traffic.wanted(destination.path) is not Wish.NONE and self._gives(destination):
                 break
             looked = loop.time()
-            await self._idle(destination, min(until, looked + LOOK_UP))
+            if await self._idle(destination, min(until, looked + LOOK_UP)) and not destination.line:
+                break
             idle = loop.time() - looked >= LOOK_UP and not destination.line
             if idle and self._traffic.of_use_elsewhere(destination.path):
                 break
@@ -466,7 +480,7 @@ class Sessions:
     async def _pace(self, destination: Destination, wait: Wait) -> None:
         """Wait until the path may admit the next job; the other sessions leave that to this one."""
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
+        waiter: asyncio.Future[bool] = loop.create_future()
         destination.pacer = waiter
         destination.pacer_alone = wait.alone
         timer = loop.call_later(wait.seconds, _wake, waiter)
@@ -476,18 +490,29 @@ class Sessions:
             timer.cancel()
             destination.pacer = None
 
-    async def _idle(self, destination: Destination, until: float) -> None:
-        """Wait for a job, until then at most."""
+    async def _idle(self, destination: Destination, until: float) -> bool:
+        """Wait for a job, until then at most. True: too many sessions are idle, and this one has to end."""
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
+        waiter: asyncio.Future[bool] = loop.create_future()
         destination.idle[waiter] = until
         if destination.alarm is None or until < destination.rings_at:
             self._set_alarm(destination, until)
+        self._idling[waiter] = None
+        if len(self._idling) > MOST_IDLE:
+            self._end_eldest()
         try:
-            await waiter
+            return await waiter
         finally:
+            self._idling.pop(waiter, None)
             if destination.idle.pop(waiter, None) is None:  # a job, not the timer
                 destination.woken -= 1
+
+    def _end_eldest(self) -> None:
+        """Mail to many domains, one each, must not leave thousands of connections behind."""
+        waiter = next(iter(self._idling))
+        del self._idling[waiter]
+        if not waiter.done():
+            waiter.set_result(True)
 
     def _set_alarm(self, destination: Destination, at: float) -> None:
         if destination.alarm is not None:
@@ -668,6 +693,10 @@ class Sessions:
             await self._back.block(queues)
 
 
-def _wake(waiter: "asyncio.Future[None]") -> None:
+def _nothing() -> None:
+    """Of work that has not begun."""
+
+
+def _wake(waiter: "asyncio.Future[bool]") -> None:
     if not waiter.done():
-        waiter.set_result(None)
+        waiter.set_result(False)

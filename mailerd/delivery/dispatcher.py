@@ -7,6 +7,7 @@ claimed by queue: in each lane the flows take turns, and a queue whose path has 
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -41,7 +42,8 @@ FLOWS_AT_ONCE = 64  # of a lane take their turns in one claim,
 QUEUES_AT_ONCE = 1_024  # queues of a lane, shared by the flows that came with the look before:
 LEAST_OF_FLOW = 16  # but so many of each; more would keep the loop from other work for long
 CLAIM_AT_ONCE = 500
-UNKNOWN_ROOM = 20  # recipients claimed of a queue whose route is not known yet
+UNKNOWN_ROOM = 20  # recipients claimed of a queue whose route is not known yet,
+MOST_UNKNOWN = 500  # while fewer ways than these are looked for: more would only wait for the name servers in memory
 LEAST_ROOM = 100  # jobs of a destination in memory; from there on as many as leave in two seconds
 KEPT = 1_000  # jobs of a destination in memory, for accepted mail
 LOOKED_AFTER = 0.2  # seconds: claims that found only queues to put off are repeated after that
@@ -90,6 +92,7 @@ class Dispatcher:
         self._attempts = attempts
         self._memory = Memory(config.delivery)
         self._destinations: dict[Key, Destination] = {}
+        self._of_path: Counter[tuple[str, str, str]] = Counter()  # destinations: by site, source and provider
         self._starving: dict[tuple[str, bool], int] = {}  # what a claim promises to paths without connection, as there
         self._claiming = asyncio.Lock()
         self._astray = False  # a claim may have been committed without our hearing of it
@@ -105,6 +108,8 @@ class Dispatcher:
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._routing: dict[tuple[str, str, str, str, bool], list[Job]] = {}
+        self._unrouted = False  # queues were left alone because too many ways are looked for
+        self._unknown = 0  # queues of this claim whose way has to be looked for
 
     def reconfigure(self, config: Config) -> None:
         """Take new limits; sources, router and traffic are told before, by themselves."""
@@ -255,9 +260,12 @@ class Dispatcher:
         except Exception:
             log.exception("route.crashed", domain=domain)
             self.put_back(self._routing.pop(key), self._clock() + AFTER_CRASH, CRASHED)
-            return
-        for job in self._routing.pop(key):
-            self._put(route, job)
+        else:
+            for job in self._routing.pop(key):
+                self._put(route, job)
+        if self._unrouted and len(self._routing) <= MOST_UNKNOWN / 2:
+            self._unrouted = False
+            self._wake.set()
 
     def _put(self, route: Route | NoRoute, job: Job) -> None:
         if self._stopping:
@@ -323,6 +331,8 @@ class Dispatcher:
     def _destination(self, route: Route, source: Source, path: Path) -> Destination:
         key = key_of(route, source, path.provider)
         destination = self._destinations.get(key)
+        if destination is None:
+            self._of_path[_path_of(key)] += 1
         if destination is None or destination.retired:
             destination = self._destinations[key] = Destination(route, source, path)
         destination.route = route
@@ -369,13 +379,13 @@ class Dispatcher:
             or destination.stuck_until > asyncio.get_running_loop().time()
         ):
             return
-        if self._destinations.get(destination.key) is destination:
-            del self._destinations[destination.key]
-            if not any(other.path is destination.path for other in self._of_site(destination.route.site)):
+        key = destination.key
+        if self._destinations.get(key) is destination:
+            del self._destinations[key]
+            self._of_path[_path_of(key)] -= 1
+            if not self._of_path[_path_of(key)]:
+                del self._of_path[_path_of(key)]
                 self._traffic.forget(destination.path)
-
-    def _of_site(self, site: str) -> Iterable[Destination]:
-        return (other for key, other in self._destinations.items() if key[0] == site)
 
     # claims
 
@@ -429,6 +439,7 @@ class Dispatcher:
         self._flows = len({(queue.lane, queue.flow) for queue in queues})
         more = self._next_turns(last, lanes)
         self._starving.clear()
+        self._unknown = 0
         wanted, put_off = self._sort_out(queues, min(room, CLAIM_AT_ONCE), min(bulk, CLAIM_AT_ONCE))
         if put_off:
             waits = {queue: (now + timedelta(seconds=wait.seconds), wait.why) for queue, wait in put_off.items()}
@@ -501,7 +512,7 @@ class Dispatcher:
             return wait
         route = self._router.cached(queue.domain, sender="", stream=queue.stream, pool=queue.pool)
         if route is None:
-            return UNKNOWN_ROOM
+            return self._unknown_room(queue)
         if isinstance(route, NoRoute):
             return LEAST_ROOM
         provider = self._provider(queue.domain, route)
@@ -530,6 +541,14 @@ class Dispatcher:
         if soonest.full is None and before < UNKNOWN_ROOM:
             return UNKNOWN_ROOM - before
         return soonest._replace(seconds=min(soonest.seconds, POLL))
+
+    def _unknown_room(self, queue: Queue) -> int:
+        """As `_room`, of a queue whose way has to be looked for."""
+        if queue.lane >= FIRST_LANES and len(self._routing) + self._unknown >= MOST_UNKNOWN:
+            self._unrouted = True
+            return 0
+        self._unknown += 1
+        return UNKNOWN_ROOM
 
     def _of_campaign(self, queue: Queue, found: int, of_flows: dict[str, int]) -> int:
         """How much of what has room a campaign may have, so that there is some for others."""
@@ -677,6 +696,11 @@ class Dispatcher:
         for jobs in self._routing.values():
             self.put_back(jobs, now, "")
         await self._settler.drained()
+
+
+def _path_of(key: Key) -> tuple[str, str, str]:
+    site, _, _, _, source, provider = key
+    return site, source, provider
 
 
 def _without(line: Line, pools: Container[str]) -> list[Job]:

@@ -117,7 +117,9 @@ def _pattern(text: str) -> str:
     return pattern
 
 
-READ = "SELECT id, mode, mx, text, fetched_at, expires_at FROM sts_policies WHERE domain = $1"
+READ = """
+    SELECT domain, id, mode, mx, text, fetched_at, expires_at FROM sts_policies WHERE domain = ANY ($1::text[])
+"""
 WRITE = """
     INSERT INTO sts_policies (domain, id, mode, mx, text, fetched_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (domain) DO UPDATE SET id = EXCLUDED.id, mode = EXCLUDED.mode, mx = EXCLUDED.mx, text = EXCLUDED.text,
@@ -135,13 +137,32 @@ class StsStore:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._asked: dict[str, asyncio.Future[StsPolicy | None]] = {}
+        self._reading: asyncio.Task[None] | None = None
 
     async def read(self, domain: str) -> StsPolicy | None:
-        row = await self._pool.fetchrow(READ, domain)
-        if row is None:
-            return None
-        lines = tuple(row["text"].splitlines())
-        return StsPolicy(row["id"], row["mode"], tuple(row["mx"]), lines, row["fetched_at"], row["expires_at"])
+        """The policy of a domain. What is asked for while the database answers is asked of it at once after that."""
+        if domain not in self._asked:
+            self._asked[domain] = asyncio.get_running_loop().create_future()
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read(), name="policies")
+        return await asyncio.shield(self._asked[domain])
+
+    async def _read(self) -> None:
+        try:
+            while self._asked:
+                asked, self._asked = self._asked, {}
+                try:
+                    rows = await self._pool.fetch(READ, list(asked))
+                except Exception as error:
+                    for future in asked.values():
+                        future.set_exception(error)
+                    continue
+                found = {row["domain"]: _policy(row) for row in rows}
+                for domain, future in asked.items():
+                    future.set_result(found.get(domain))
+        finally:
+            self._reading = None
 
     async def write(self, domain: str, policy: StsPolicy) -> None:
         """Keep a policy, unless a younger one is there."""
@@ -157,6 +178,11 @@ class StsStore:
     async def forget(self, now: datetime) -> None:
         """Delete what expired."""
         await self._pool.execute(FORGET, now)
+
+
+def _policy(row: asyncpg.Record) -> StsPolicy:
+    lines = tuple(row["text"].splitlines())
+    return StsPolicy(row["id"], row["mode"], tuple(row["mx"]), lines, row["fetched_at"], row["expires_at"])
 
 
 class StsPolicies:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 # Under these and a country, domains are registered one label further down. Not complete: a suffix that is missing makes
@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager
 SECOND_LEVEL = frozenset(
     ("ac", "co", "com", "edu", "go", "gob", "gouv", "gov", "id", "ltd", "me", "ne", "net", "nom", "or", "org", "plc")
 )
+
+LATE = 0.01  # seconds that a timer may be late where this process does all it has to do in time
+LOOKS = 8  # whether it does: then the work is taken for slow whoever is to blame
 
 
 class Turns:
@@ -74,6 +77,74 @@ class Turns:
             del self._waiting[party]
         elif self._held[party] < self._each:
             self._ready[party] = None
+
+
+class Starts:
+    """Lets `at_once` pieces of work begin, and another one when one of them has ended, or is slow through others.
+
+    Who waits for a stranger that keeps silent takes no time of this process, and must hold up nobody. Where this
+    process is what is slow, beginning more would only make everything later.
+    """
+
+    def __init__(self, at_once: int, *, slow: float) -> None:
+        """`slow`: seconds."""
+        self._free = at_once
+        self._slow = slow
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def begin(self, *, first: bool) -> Callable[[], None]:
+        """Wait for a turn (`first`: before all others that wait); to be called when the work has ended."""
+        if self._free > 0:
+            self._free -= 1
+        else:
+            await self._wait(first=first)
+        return _Start(self._give, self._slow).end
+
+    async def _wait(self, *, first: bool) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        (self._waiting.appendleft if first else self._waiting.append)(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it was given at that moment
+                self._give()
+            raise
+
+    def _give(self) -> None:
+        while self._waiting:
+            if not (turn := self._waiting.popleft()).done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
+class _Start:
+    """A turn that is over at its end, or when it has been slow for `slow` seconds while this process was not."""
+
+    def __init__(self, give: Callable[[], None], slow: float) -> None:
+        self._give = give
+        self._slow = slow
+        self._looks = LOOKS
+        self._over = False
+        self._look_later()
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if not self._over:
+            self._over = True
+            self._give()
+
+    def _look_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + self._slow
+        self._timer = loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        self._looks -= 1
+        if self._looks and asyncio.get_running_loop().time() > self._due + LATE:
+            self._look_later()
+        else:
+            self.end()
 
 
 def party_of(name: str) -> str:

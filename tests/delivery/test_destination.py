@@ -3,8 +3,10 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from mailerd.config import Duration
 from mailerd.config.shaping import parse_shaping
 from mailerd.queue.control import Selection
 from tests.support.dns_server import DnsServer
@@ -72,3 +74,25 @@ async def test_mail_recalled_while_its_connections_wait_leaves_nothing_behind(da
                     await asyncio.sleep(0.02)
             assert len(mx.delivered) == 20  # recalled mail is due again
             assert len({delivery.recipient for delivery in mx.delivered}) == 20
+
+
+async def test_mail_to_many_sites_does_not_leave_a_connection_open_to_each(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailerd.delivery.destination.MOST_IDLE", 5)
+    async with DnsServer() as dns, ScriptedMx("127.0.0.2", name="mx.example.net") as mx:
+        config = relay_config(tmp_path, dns, mx.port)
+        kept = msgspec.structs.replace(config.delivery, idle=Duration(60))
+        async with running_relay(msgspec.structs.replace(config, delivery=kept), database) as relay:
+            for number in range(30):
+                dns.add(f"mx.d{number}.example", "A", "127.0.0.2")
+                dns.add(f"d{number}.example", "MX", f"10 mx.d{number}.example.")
+                await relay.submit(f"ann@d{number}.example")
+            await relay.settled()
+            assert len(mx.delivered) == 30
+            async with asyncio.timeout(5):
+                while mx.open > 5:
+                    await asyncio.sleep(0.02)
+            await relay.submit("bob@d29.example")  # by the connection that was used last, if it is open
+            await relay.settled()
+            assert len(mx.delivered) == 31

@@ -299,3 +299,25 @@ async def test_a_short_lived_policy_is_not_fetched_for_every_mail(world):
     world.host.text = GOOD.replace("86400", "0")
     known = await world.policies.policy(DOMAIN)
     assert known.expires >= world.ticks + 60
+
+
+async def test_many_domains_are_asked_for_in_few_queries(world, database):
+    await world.policies.policy(DOMAIN)
+    queries = []
+    async with asyncpg.create_pool(database, min_size=1, max_size=1) as pool:
+        store = StsStore(Watched(pool, queries))
+        found = await asyncio.gather(*(store.read(name) for name in [DOMAIN, *(f"d{n}.example" for n in range(50))]))
+    assert [policy.mode if policy else "" for policy in found] == ["enforce", *[""] * 50]
+    assert len(queries) <= 2
+
+
+class Watched:
+    """A pool that notes what it is asked."""
+
+    def __init__(self, pool: asyncpg.Pool, queries: list[str]) -> None:
+        self._pool = pool
+        self._queries = queries
+
+    async def fetch(self, query: str, *parameters: object) -> list[asyncpg.Record]:
+        self._queries.append(query)
+        return await self._pool.fetch(query, *parameters)

@@ -360,3 +360,56 @@ def test_anything_else_is_refused(text):
 
 def test_without_configuration_the_systems_name_servers_are_used():
     assert Resolver(config.Resolver()).nameservers == system_nameservers() != ()
+
+
+class Forger(asyncio.DatagramProtocol):
+    """Answers each question with these messages, one after the other; ID and QUESTION stand for those of the query."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self._answers = answers
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+        question = data[12 : data.index(b"\0", 12) + 5]
+        for answer in self._answers:
+            self._transport.sendto(answer.replace(b"ID", data[:2]).replace(b"QUESTION", question), address)
+
+
+RIGHT = b"ID\x81\x80\0\1\0\1\0\0\0\0QUESTION\xc0\x0c\0\1\0\1\0\0\1\0\0\4\x7f\0\0\2"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        b"ID",
+        b"ID\x81\x80\0\0\0\0\0\0\0\0",  # no question, no refusal
+        b"ID\x01\x80\0\1\0\0\0\0\0\0QUESTION",  # a query
+        b"ID\xa9\x80\0\1\0\0\0\0\0\0QUESTION",  # of another opcode
+        b"ID\x81\x80\0\1\0\0\0\0\0\0\5other\7example\0\0\1\0\1",
+        b"ID\x81\x80\0\1\0\1\0\0\0\0QUESTION\xc0\x0c\0\1",  # torn
+    ],
+)
+async def test_what_is_no_answer_to_the_question_is_passed_over(clock, before):
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(lambda: Forger(before, RIGHT), local_addr=("127.0.0.1", 0))
+    port = transport.get_extra_info("sockname")[1]
+    resolver = Resolver(config.Resolver(nameservers=(f"127.0.0.1:{port}",), timeout=config.Duration(2)), clock=clock)
+    answer = await resolver.a("Example.com")
+    assert isinstance(answer, Found)
+    assert answer.records == ("127.0.0.2",)
+    transport.close()
+
+
+async def test_a_refusal_may_leave_the_question_out(clock):
+    loop = asyncio.get_running_loop()
+    refusal = b"ID\x81\x85\0\0\0\0\0\0\0\0"
+    transport, _ = await loop.create_datagram_endpoint(lambda: Forger(refusal), local_addr=("127.0.0.1", 0))
+    port = transport.get_extra_info("sockname")[1]
+    resolver = Resolver(config.Resolver(nameservers=(f"127.0.0.1:{port}",), timeout=config.Duration(2)), clock=clock)
+    answer = await resolver.a("example.com")
+    assert isinstance(answer, Failed)
+    assert answer.text.endswith("answered REFUSED")
+    transport.close()

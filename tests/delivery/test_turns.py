@@ -1,10 +1,11 @@
 """Slots in turn: who asks for much waits for his own."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
-from mailerd.delivery.turns import Turns, party_of
+from mailerd.delivery.turns import Starts, Turns, party_of
 
 
 class Work:
@@ -99,3 +100,53 @@ async def test_a_slot_given_to_one_who_gives_up_at_that_moment_goes_on():
 )
 def test_names_of_one_registered_domain_are_one_party(name, party):
     assert party_of(name) == party
+
+
+# -- beginnings --
+
+
+async def begun(starts: Starts, *, first: bool = False) -> "asyncio.Task[Callable[[], None]]":
+    task = asyncio.create_task(starts.begin(first=first))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_so_much_begins_at_once_and_the_next_at_an_end():
+    starts = Starts(2, slow=60.0)
+    one, two, three, four = [await begun(starts) for _ in range(4)]
+    assert [task.done() for task in (one, two, three, four)] == [True, True, False, False]
+    one.result()()
+    one.result()()  # once more counts for nothing
+    await three
+    assert not four.done()
+    two.result()()
+    await four
+
+
+async def test_what_goes_first_begins_before_others_that_wait_longer():
+    starts = Starts(1, slow=60.0)
+    running, waiting = await begun(starts), await begun(starts)
+    urgent = await begun(starts, first=True)
+    running.result()()
+    await urgent
+    assert not waiting.done()
+    urgent.result()()
+    await waiting
+
+
+async def test_work_that_waits_for_others_holds_up_nobody():
+    starts = Starts(1, slow=0.02)
+    await begun(starts)  # and never ends
+    async with asyncio.timeout(5):
+        await (await begun(starts))
+        await (await begun(starts))
+
+
+async def test_who_gives_up_while_he_waits_leaves_his_turn_to_others():
+    starts = Starts(1, slow=60.0)
+    running, waiting, other = [await begun(starts) for _ in range(3)]
+    waiting.cancel()
+    running.result()()
+    async with asyncio.timeout(5):
+        await other
