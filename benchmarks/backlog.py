@@ -4,6 +4,9 @@ The queue is filled by the product's own statement (`QueueStore.accept`) in an e
 everything due. Then mailerd starts, as after an outage: how long until the first message arrives, how fast the rest
 follows, what it costs. Short queues are filled and drained again and again by the same daemon, so that a second of
 delivery is not mistaken for a second of starting.
+
+*Domains* all go to one sink by one route: what the queue costs. *Sites* have a mail exchanger of their own each, found
+by DNS (`names`): four lookups, a connection and a mail, as when a newsletter goes to the whole world.
 """
 
 import asyncio
@@ -19,6 +22,7 @@ from typing import TypeVar
 from benchmarks import chart, machine
 from benchmarks.kinds import POSTGRES, cpu_by_kind, watched_kinds
 from benchmarks.load import SETTLE, total_cpu
+from benchmarks.names import Names
 from benchmarks.peers.mailerd import Mailerd
 from benchmarks.report import Results, machine_line
 from benchmarks.signing import SELECTOR, make_key
@@ -50,14 +54,16 @@ ROWS = "SELECT count(*) FROM recipients"
 
 @dataclass(frozen=True)
 class Cell:
-    """So many recipients over so many domains."""
+    """So many recipients over so many domains; `sites`: each of which has a mail exchanger of its own."""
 
     queued: int
     domains: int
+    sites: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.queued:,} over {self.domains:,} {'domain' if self.domains == 1 else 'domains'}"
+        noun = "site" if self.sites else "domain"
+        return f"{self.queued:,} over {self.domains:,} {noun}{'' if self.domains == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -71,18 +77,27 @@ class Drain:
     duplicates: int
 
 
-def cells(queued: Sequence[int], domains: Sequence[int]) -> list[Cell]:
+def cells(queued: Sequence[int], domains: Sequence[int], *, sites: bool = False) -> list[Cell]:
     """All but those with more domains than recipients."""
-    return [Cell(*pair) for pair in product(queued, domains) if pair[0] >= pair[1]]
+    return [Cell(*pair, sites) for pair in product(queued, domains) if pair[0] >= pair[1]]
 
 
-def run(work: Path, results: Results, *, queued: Sequence[int], domains: Sequence[int], judged: bool) -> bool:
+# Some eight minutes on two quiet cores; with FULL two hours. QUICK is for trying it out.
+USUAL = [*cells([1_000, 100_000], [1, 1_000]), *cells([10_000], [1_000, 10_000], sites=True)]
+FULL = [
+    *cells([1_000, 100_000, 1_000_000], [1, 1_000, 100_000]),
+    *cells([10_000, 100_000], [1_000, 10_000, 100_000], sites=True),
+]
+QUICK = [*cells([500, 5_000], [1, 100]), *cells([500], [100], sites=True)]
+
+
+def run(work: Path, results: Results, chosen: Sequence[Cell], *, judged: bool) -> bool:
     """Each cell on a database of its own; whether all came once and, if it is `judged`, speed and memory stay."""
     described = machine.describe(work)
     results.line(machine=described)
     results.text(machine_line(described))
     found = []
-    for cell in cells(queued, domains):
+    for cell in chosen:
         with _System(work, cell) as system:
             figures = system.measure()
         results.line(**asdict(cell), **figures)
@@ -119,7 +134,15 @@ COLUMNS = (
 
 
 def judge(found: Sequence[tuple[Cell, dict[str, float]]]) -> list[str]:
-    """What is not as promised, in words: held against the shortest queue of as many domains, or as it has."""
+    """What is not as promised, in words: held against the shortest queue of as many domains, or as it has.
+
+    Sites are held against sites, and only of as many for their speed: each costs its lookups and connections.
+    """
+    groups = [[each for each in found if each[0].sites is sites] for sites in (False, True)]
+    return [problem for group in groups if group for problem in _judge(group)]
+
+
+def _judge(found: Sequence[tuple[Cell, dict[str, float]]]) -> list[str]:
     problems = []
     shortest = min(cell.queued for cell, _ in found)
     bases = {cell.domains: figures for cell, figures in found if cell.queued == shortest}
@@ -127,10 +150,12 @@ def judge(found: Sequence[tuple[Cell, dict[str, float]]]) -> list[str]:
         base = bases[max(domains for domains in bases if domains <= cell.domains)]
         if figures["missing"] or figures["duplicates"]:
             problems.append(f"{cell.name}: {figures['missing']:.0f} lost, {figures['duplicates']:.0f} twice")
-        if figures["rate"] < base["rate"] * (1 - WITHIN):
+        compared = not cell.sites or cell.domains in bases
+        if compared and figures["rate"] < base["rate"] * (1 - WITHIN):
             problems.append(f"{cell.name}: {figures['rate'] / base['rate'] - 1:+.0%} messages a second")
-        if figures["memory_mb"] > base["memory_mb"] * FLAT:
-            problems.append(f"{cell.name}: {figures['memory_mb'] / base['memory_mb'] - 1:+.0%} memory")
+        memory = (bases[min(bases)] if cell.sites else base)["memory_mb"]
+        if figures["memory_mb"] > memory * FLAT:
+            problems.append(f"{cell.name}: {figures['memory_mb'] / memory - 1:+.0%} memory")
     return problems
 
 
@@ -139,16 +164,30 @@ class _System:
 
     def __init__(self, work: Path, cell: Cell) -> None:
         self._cell = cell
-        directory = work / f"backlog-{cell.queued}-{cell.domains}"
-        self._peer = Mailerd(directory / "mailerd")
+        directory = work / f"backlog-{cell.queued}-{cell.domains}{'-sites' * cell.sites}"
+        directory.mkdir(parents=True)
         self._sink = Sink([], directory)
+        self._names = Names() if cell.sites else None
+        self._peer = Mailerd(directory / "mailerd", **self._settings())
         self._directory = directory
+
+    def _settings(self) -> dict[str, object]:
+        """By default all goes to the sink, whatever the domain."""
+        if self._names is None:
+            return {}
+        return {
+            "routes": [],
+            "resolver": {"nameservers": [f"127.0.0.1:{self._names.port}"]},
+            "delivery": {"port": self._sink.port, "allow_private": True},
+        }
 
     def __enter__(self) -> "_System":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._sink.close()
+        if self._names is not None:
+            self._names.close()
         self._peer.stop()
 
     def measure(self) -> dict[str, float]:

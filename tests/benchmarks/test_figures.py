@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import dns.message
 import pytest
 from rich.console import Console
 
-from benchmarks import backlog, capacity, chart, machine, soak
+from benchmarks import backlog, capacity, chart, machine, names, soak
 from benchmarks.__main__ import PARTS, Outcome, Part, Scale, run_parts
 from benchmarks.kinds import each, kind_of
 from benchmarks.report import MISSED, Results
@@ -180,6 +181,35 @@ def test_a_queue_is_held_against_the_shortest_of_as_many_domains() -> None:
         "100,000 over 100,000 domains: -30% messages a second",
         "100,000 over 100,000 domains: +33% memory",
     ]
+
+
+def test_sites_are_held_against_sites() -> None:
+    def figures(rate: float, memory_mb: float = 300) -> dict[str, float]:
+        return {"rate": rate, "memory_mb": memory_mb, "missing": 0, "duplicates": 0}
+
+    found = [
+        (backlog.Cell(1_000, 1), figures(4_000, 200)),
+        (backlog.Cell(10_000, 1_000, sites=True), figures(1_000)),
+        (backlog.Cell(10_000, 10_000, sites=True), figures(400, 390)),
+        (backlog.Cell(100_000, 1_000, sites=True), figures(700)),
+    ]
+
+    assert backlog.judge(found) == [
+        "10,000 over 10,000 sites: +30% memory",
+        "100,000 over 1,000 sites: -30% messages a second",
+    ]
+
+
+def test_a_name_server_of_the_benchmark_gives_each_domain_a_host() -> None:
+    def ask(name: str, kind: str) -> list[str]:
+        query = dns.message.make_query(name, kind)
+        found = dns.message.from_wire(names.answer(query.to_wire()))
+        assert query.is_response(found)
+        return [record.to_text() for rrset in found.answer for record in rrset]
+
+    assert ask("d7.example", "MX") == ["10 mx.d7.example."]
+    assert ask("mx.d7.example", "A") == ["127.0.0.1"]
+    assert ask("mx.d7.example", "AAAA") == ask("_mta-sts.d7.example", "TXT") == ask("d7.example", "A") == []
 
 
 # all of it
