@@ -52,7 +52,7 @@ FIXED_SETTINGS = {
     "checkpoint_timeout": "15min",  # WAL volume decides: fewer full page images
     "wal_level": "minimal",  # no replicas of an embedded server, so no WAL for them
     "max_wal_senders": "0",
-    "wal_buffers": "4MB",  # a quarter is as fast as all of a segment: the commit waits for the disk anyway
+    "wal_buffers": "4MB",  # instead of a whole segment: the commit waits for the disk anyway
     "jit": "off",
     "io_method": "sync",  # no I/O worker processes: the queue reads little from disk
     "max_logical_replication_workers": "0",
