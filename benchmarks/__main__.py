@@ -132,6 +132,8 @@ def relay_command(
         and (signed is None or load.signed == signed)
         and (tls is None or load.tls == tls)
     )
+    if not chosen:
+        raise typer.BadParameter(f"no cell of --cells {cells}{' --quick' if quick else ''} is like that")
     peers = ["mailerd"] if profile else peer or list(relay.PEERS)
     with _work(work) as directory:
         complete = relay.run(
@@ -542,6 +544,8 @@ app.command(name="faults")(faults.main)
 @app.command(name="readme")
 def readme_command(out: Annotated[Path, typer.Option(help="Where the results are.")] = RESULTS) -> None:
     """The tables of README, out of the results; names the cells in which a peer is ahead and nobody says why."""
+    if not any(out.glob("*.jsonl")):
+        raise typer.BadParameter(f"there are no results in {out}")
     readme.README.write_text(readme.rendered(readme.README.read_text(), out))
     if left := readme.unexplained(out):
         console.print("[red]a peer is ahead, and benchmarks/readme.py does not say why:[/red]", *left, sep="\n")

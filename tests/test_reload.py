@@ -167,7 +167,7 @@ async def test_a_worker_that_is_replaced_later_starts_with_the_new_configuration
     ("bad", "problem"),
     [
         ("delivery: {port: 0}\n", "mailerd.yaml:7: delivery.port: '0': expected"),
-        ("tls: {certificate: c.pem, key: k.pem}\n", "mailerd.yaml:7: tls: certificate or key cannot be read"),
+        ("tls: {certificate: c.pem, key: k.pem}\n", "c.pem cannot be read: No such file"),
         ("domains: {a.example: {dkim: [{selector: s, key_file: k.pem}]}}\n", "the key file cannot be read"),
         ("shaping: {files: [none.yaml]}\n", "none.yaml cannot be read: No such file"),
         (

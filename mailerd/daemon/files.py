@@ -33,13 +33,16 @@ def _tls_problems(tls: Tls, files: Mapping[str, bytes]) -> Iterator[ConfigProble
     from mailerd.intake.smtp_listener import server_context
 
     try:
+        for path in (tls.certificate, tls.key):
+            if path is not None and path not in files:
+                Path(path).open("rb").close()  # OpenSSL does not say which of them it is
         server_context(tls, files)
     except ssl.SSLError as error:
         text = "certificate and key cannot be used"
         hint = "both are PEM, and the key is the first one's"
         yield ConfigProblem("", 0, "tls", f"{text}: {error.reason or error}; {hint}")
     except OSError as error:
-        yield ConfigProblem("", 0, "tls", f"certificate or key cannot be read: {error.strerror}")
+        yield ConfigProblem("", 0, "tls", f"{error.filename} cannot be read: {error.strerror}")
 
 
 def _password_problems(config: Config) -> Iterator[ConfigProblem]:

@@ -43,7 +43,7 @@ PATIENCE = 1.0  # seconds that a job waits in memory for a limit; longer waits a
 PATIENCE_FIRST = 10.0  # of mail that goes first, for a connection that others are asked to give up
 # More at once, and so much is to be done between a step of one and its next that answers of the database are too old
 # when they are used (`queue.screening`). An opening that takes longer waits for the host, not for us.
-OPENED_AT_ONCE, SLOW_OPENING = 60, 0.25  # sessions, seconds
+OPENED_AT_ONCE, SLOW_OPENING = 30, 0.25  # sessions, seconds
 MOST_IDLE = 1_000  # sessions of all destinations that wait for more mail
 LOOK_UP = 0.5  # seconds between looks of an idle session whether others want its connection
 ASK_AGAIN = 0.05  # seconds between tries to get a connection
@@ -58,7 +58,7 @@ MOST_AHEAD = 100
 # ones are asked about again, and rendered one by one.
 MOST_RENDERED = 2 * IN_A_ROW
 AFTER_CRASH = timedelta(minutes=5)
-AFTER_SLOW = timedelta(seconds=30)
+AFTER_SLOW = timedelta(seconds=5)
 OTHERS_WAIT = "others have waited longer for a connection"
 CRASHED = "internal error; see the log"
 

@@ -42,8 +42,7 @@ FLOWS_AT_ONCE = 64  # of a lane take their turns in one claim,
 QUEUES_AT_ONCE = 1_024  # queues of a lane, shared by the flows that came with the look before:
 LEAST_OF_FLOW = 16  # but so many of each; more would keep the loop from other work for long
 CLAIM_AT_ONCE = 500
-UNKNOWN_ROOM = 20  # recipients claimed of a queue whose route is not known yet,
-MOST_UNKNOWN = 500  # while fewer ways than these are looked for: more would only wait for the name servers in memory
+UNKNOWN_ROOM = 20  # recipients claimed of a queue whose route is not known yet
 LEAST_ROOM = 100  # jobs of a destination in memory; from there on as many as leave in two seconds
 KEPT = 1_000  # jobs of a destination in memory, for accepted mail
 LOOKED_AFTER = 0.2  # seconds: claims that found only queues to put off are repeated after that
@@ -108,8 +107,6 @@ class Dispatcher:
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._routing: dict[tuple[str, str, str, str, bool], list[Job]] = {}
-        self._unrouted = False  # queues were left alone because too many ways are looked for
-        self._unknown = 0  # queues of this claim whose way has to be looked for
 
     def reconfigure(self, config: Config) -> None:
         """Take new limits; sources, router and traffic are told before, by themselves."""
@@ -260,12 +257,9 @@ class Dispatcher:
         except Exception:
             log.exception("route.crashed", domain=domain)
             self.put_back(self._routing.pop(key), self._clock() + AFTER_CRASH, CRASHED)
-        else:
-            for job in self._routing.pop(key):
-                self._put(route, job)
-        if self._unrouted and len(self._routing) <= MOST_UNKNOWN / 2:
-            self._unrouted = False
-            self._wake.set()
+            return
+        for job in self._routing.pop(key):
+            self._put(route, job)
 
     def _put(self, route: Route | NoRoute, job: Job) -> None:
         if self._stopping:
@@ -439,7 +433,6 @@ class Dispatcher:
         self._flows = len({(queue.lane, queue.flow) for queue in queues})
         more = self._next_turns(last, lanes)
         self._starving.clear()
-        self._unknown = 0
         wanted, put_off = self._sort_out(queues, min(room, CLAIM_AT_ONCE), min(bulk, CLAIM_AT_ONCE))
         if put_off:
             waits = {queue: (now + timedelta(seconds=wait.seconds), wait.why) for queue, wait in put_off.items()}
@@ -512,7 +505,7 @@ class Dispatcher:
             return wait
         route = self._router.cached(queue.domain, sender="", stream=queue.stream, pool=queue.pool)
         if route is None:
-            return self._unknown_room(queue)
+            return UNKNOWN_ROOM
         if isinstance(route, NoRoute):
             return LEAST_ROOM
         provider = self._provider(queue.domain, route)
@@ -541,14 +534,6 @@ class Dispatcher:
         if soonest.full is None and before < UNKNOWN_ROOM:
             return UNKNOWN_ROOM - before
         return soonest._replace(seconds=min(soonest.seconds, POLL))
-
-    def _unknown_room(self, queue: Queue) -> int:
-        """As `_room`, of a queue whose way has to be looked for."""
-        if queue.lane >= FIRST_LANES and len(self._routing) + self._unknown >= MOST_UNKNOWN:
-            self._unrouted = True
-            return 0
-        self._unknown += 1
-        return UNKNOWN_ROOM
 
     def _of_campaign(self, queue: Queue, found: int, of_flows: dict[str, int]) -> int:
         """How much of what has room a campaign may have, so that there is some for others."""

@@ -137,32 +137,22 @@ class StsStore:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._asked: dict[str, asyncio.Future[StsPolicy | None]] = {}
-        self._reading: asyncio.Task[None] | None = None
+        self._asked: set[str] = set()
+        self._reading: asyncio.Task[dict[str, StsPolicy]] | None = None  # that will ask for them
+        self._turn = asyncio.Lock()
 
     async def read(self, domain: str) -> StsPolicy | None:
         """The policy of a domain. What is asked for while the database answers is asked of it at once after that."""
-        if domain not in self._asked:
-            self._asked[domain] = asyncio.get_running_loop().create_future()
+        self._asked.add(domain)
         if self._reading is None:
             self._reading = asyncio.create_task(self._read(), name="policies")
-        return await asyncio.shield(self._asked[domain])
+        return (await asyncio.shield(self._reading)).get(domain)
 
-    async def _read(self) -> None:
-        try:
-            while self._asked:
-                asked, self._asked = self._asked, {}
-                try:
-                    rows = await self._pool.fetch(READ, list(asked))
-                except Exception as error:
-                    for future in asked.values():
-                        future.set_exception(error)
-                    continue
-                found = {row["domain"]: _policy(row) for row in rows}
-                for domain, future in asked.items():
-                    future.set_result(found.get(domain))
-        finally:
-            self._reading = None
+    async def _read(self) -> dict[str, StsPolicy]:
+        async with self._turn:
+            asked, self._asked, self._reading = self._asked, set(), None
+            rows = await self._pool.fetch(READ, list(asked))
+        return {row["domain"]: _policy(row) for row in rows}
 
     async def write(self, domain: str, policy: StsPolicy) -> None:
         """Keep a policy, unless a younger one is there."""

@@ -34,7 +34,6 @@ from mailerd.delivery.resolver import (
     is_private,
 )
 from mailerd.delivery.tls_policy import Mode, TlsOutcome, TlsPolicy
-from mailerd.delivery.turns import Starts
 from mailerd.delivery.verdict import Blame, Kind, Verdict, local_verdict, network_verdict
 from mailerd.wire.address import domain_to_ascii
 
@@ -42,8 +41,6 @@ MAX_PLANS = 10_000  # kept: each is some KB
 MAX_CHOICES = 24  # orders kept of one plan; divisible by 2, 3, 4, 6, 8, so that no host is preferred
 MAX_SITE = 200  # characters
 HOSTS_AT_ONCE = 4  # looked up at once for one domain, each by two lookups
-DOMAINS_AT_ONCE = 200  # looked up at once: of those that wait here, the time for an answer does not run yet;
-QUICK_AT_ONCE, SLOW = 30, 0.25  # of them whose answers are not late (seconds), so that other work has its turn as well
 HOSTS_WITHIN = 2  # times the timeout of the resolver: what is not known of the hosts of a domain by then is left out
 FOREVER = float("inf")
 DIRECT = RouteRule()
@@ -114,8 +111,6 @@ class Router:
         self._rule_of: dict[tuple[str, str, str, str], int] = {}
         self._plans: dict[_Key, _Plan] = {}
         self._flights: SingleFlight[_Key, _Plan] = SingleFlight()
-        self._room = asyncio.Semaphore(DOMAINS_AT_ONCE)
-        self._starts = Starts(QUICK_AT_ONCE, slow=SLOW)
         self.reconfigure(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -179,12 +174,7 @@ class Router:
         domain, n, ignore_policy = key
         rule = rules[n].rule if n >= 0 else DIRECT
         asked = _Asked(domain, rule, ignore_policy or rule.tls != "opportunistic")
-        async with self._room:
-            done = await self._starts.begin(first=False)
-            try:
-                plan = await (self._fixed(asked) if rule.hosts else self._direct(asked))
-            finally:
-                done()
+        plan = await (self._fixed(asked) if rule.hosts else self._direct(asked))
         plans.pop(key, None)
         if len(plans) >= MAX_PLANS:
             del plans[next(iter(plans))]  # the one renewed longest ago

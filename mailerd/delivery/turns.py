@@ -90,7 +90,8 @@ class Starts:
         """`slow`: seconds."""
         self._free = at_once
         self._slow = slow
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._first: deque[asyncio.Future[None]] = deque()
+        self._others: deque[asyncio.Future[None]] = deque()
 
     async def begin(self, *, first: bool) -> Callable[[], None]:
         """Wait for a turn (`first`: before all others that wait); to be called when the work has ended."""
@@ -102,7 +103,7 @@ class Starts:
 
     async def _wait(self, *, first: bool) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        (self._waiting.appendleft if first else self._waiting.append)(turn)
+        (self._first if first else self._others).append(turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -111,8 +112,8 @@ class Starts:
             raise
 
     def _give(self) -> None:
-        while self._waiting:
-            if not (turn := self._waiting.popleft()).done():
+        while waiting := self._first or self._others:
+            if not (turn := waiting.popleft()).done():
                 turn.set_result(None)
                 return
         self._free += 1

@@ -161,7 +161,9 @@ class Connection(SMTP):
 
     def abandon(self) -> None:
         """Close, unless a message is being committed."""
-        if not self._submitting:
+        if self._lingering:
+            self.cut()
+        elif not self._submitting:
             self._hang_up(b"421 4.3.2 Shutting down\r\n", self.loop.time())
 
     def cut(self) -> None:
@@ -172,19 +174,19 @@ class Connection(SMTP):
 
     def _hang_up(self, reply: bytes, now: float) -> None:
         if self._lingering:
-            return self.cut()
+            return
         self._closing = True
         self.deadline = now + LINGER
         transport = cast(asyncio.Transport | None, self.transport)
         if transport is not None and not transport.is_closing():
             if self._replies or reply:
                 transport.write(b"".join([*self._replies, reply]))
-            if (self._flooded or self._unread) and not self._eof:
+            flooded = self._flooded or self._arrived or self._buffer.find(b"\n", self._at) >= 0
+            if flooded and not self._eof:
                 self._linger(transport)
             else:
                 transport.close()
         self._replies.clear()
-        return None
 
     def _linger(self, transport: asyncio.Transport) -> None:
         """Close our half only: a socket closed on bytes nobody read resets the peer, who then never sees our reply."""
@@ -318,7 +320,7 @@ class Connection(SMTP):
     async def _flush(self) -> None:
         if self._replies:
             transport = cast(asyncio.Transport | None, self.transport)
-            if transport is None or transport.is_closing():
+            if transport is None or transport.is_closing() or self._lingering:
                 raise Gone
             transport.write(b"".join(self._replies))
             self._replies.clear()

@@ -573,25 +573,6 @@ async def test_many_messages_for_a_new_domain_ask_once(net, dns):
     assert sum(dns.queries.values()) == 3
 
 
-async def test_of_many_new_domains_only_some_are_looked_up_at_once_and_none_runs_out_of_time_for_it(
-    net, dns, monkeypatch
-):
-    monkeypatch.setattr("mailerd.delivery.routing.DOMAINS_AT_ONCE", 10)
-    net.configure()
-    dns.hold = asyncio.Event()
-    for n in range(50):
-        dns.add(f"d{n}.example", "MX", f"10 mx.d{n}.example.")
-        dns.add(f"mx.d{n}.example", "A", "127.0.0.2")
-    routes = [asyncio.create_task(net.route(f"d{n}.example")) for n in range(50)]
-    async with asyncio.timeout(5):
-        while sum(dns.queries.values()) < 10:
-            await asyncio.sleep(0.01)
-    await asyncio.sleep(0.3)  # slow ones, by now
-    assert sum(dns.queries.values()) == 10
-    dns.hold.set()
-    assert {route.site for route in await asyncio.gather(*routes)} == {f"mx.d{n}.example" for n in range(50)}
-
-
 async def test_remembered_routes_are_bounded(net, dns, monkeypatch):
     monkeypatch.setattr("mailerd.delivery.routing.MAX_PLANS", 10)
     net.configure(routes=RULES[:3])

@@ -127,11 +127,14 @@ async def test_so_much_begins_at_once_and_the_next_at_an_end():
 async def test_what_goes_first_begins_before_others_that_wait_longer():
     starts = Starts(1, slow=60.0)
     running, waiting = await begun(starts), await begun(starts)
-    urgent = await begun(starts, first=True)
+    urgent, later = await begun(starts, first=True), await begun(starts, first=True)
     running.result()()
     await urgent
-    assert not waiting.done()
+    assert [waiting.done(), later.done()] == [False, False]
     urgent.result()()
+    await later
+    assert not waiting.done()
+    later.result()()
     await waiting
 
 

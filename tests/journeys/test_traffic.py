@@ -533,25 +533,3 @@ async def fail(relay: RunningRelay, source: str, reason: str) -> None:
     await store.tell()
     states = relay.relay.states
     await until(lambda: (source in states.failing) == bool(reason))
-
-
-async def test_mail_whose_way_is_not_known_waits_in_the_database_while_many_ways_are_looked_for(
-    relay: RunningRelay, dns: DnsServer, mx: ScriptedMx, now: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mailerd.delivery.dispatcher.MOST_UNKNOWN", 5)
-    for number in range(20):
-        dns.add(f"d{number}.example", "MX", "10 mx.example.net.")
-        await relay.submit(f"ann@d{number}.example", stream="marketing", not_before=now.now + timedelta(minutes=1))
-    await relay.submit("ann@example.org", not_before=now.now + timedelta(minutes=1))
-    dns.hold = asyncio.Event()
-    now.advance(minutes=1)
-    relay.relay.dispatcher.wake()
-    async with asyncio.timeout(5):
-        while relay.relay.dispatcher.recipients_in_hand < 5:
-            await asyncio.sleep(0.01)
-    await asyncio.sleep(0.3)
-    assert relay.relay.dispatcher.recipients_in_hand == 5
-    assert dns.queries["example.org", "MX"] == 1  # what goes first is among them
-    dns.hold.set()
-    await relay.settled()
-    assert len(mx.delivered) == 21
