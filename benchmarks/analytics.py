@@ -272,6 +272,7 @@ async def _fill(url: str, events: int, rounds: int) -> int:
             await write(HAPPENED.format(type=word, data=DONE), first, first + ROUND // 4, NEW)
         steps.say("VACUUM")
         await write("VACUUM ANALYZE")
+        await write("CHECKPOINT")  # what a year has filled is on disk, and is not being written while reports are read
         steps.say(f"filled: {await connection.fetchval(SIZE) / 1e9:.1f} GB")
     return mails
 
