@@ -148,7 +148,7 @@ class Sessions:
         self._stopping = False
         self._starving: dict[tuple[str, bool], set[Destination]] = {}  # by what they starve for
         self._starts = Starts(OPENED_AT_ONCE, slow=SLOW_OPENING)
-        self._idling: dict[asyncio.Future[bool], None] = {}  # who began to wait first is first
+        self._idling: dict[asyncio.Future[bool], None] = {}  # each looks up twice a second, and is last then
         self.reconfigure(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -499,7 +499,7 @@ class Sessions:
             self._set_alarm(destination, until)
         self._idling[waiter] = None
         if len(self._idling) > MOST_IDLE:
-            self._end_eldest()
+            self._end_one()
         try:
             return await waiter
         finally:
@@ -507,7 +507,7 @@ class Sessions:
             if destination.idle.pop(waiter, None) is None:  # a job, not the timer
                 destination.woken -= 1
 
-    def _end_eldest(self) -> None:
+    def _end_one(self) -> None:
         """Mail to many domains, one each, must not leave thousands of connections behind."""
         waiter = next(iter(self._idling))
         del self._idling[waiter]
