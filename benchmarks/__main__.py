@@ -5,14 +5,9 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import timedelta
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -51,13 +46,12 @@ from benchmarks import (
     tracking,
     webhooks,
 )
-from benchmarks.peers import UnavailableError, postfix
+from benchmarks.everything import PARTS, UNAVAILABLE, Outcome, Scale, hours, parts_of, run_parts
+from benchmarks.peers import UnavailableError, enterable, postfix
 from benchmarks.report import MISSED, Results
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-ENDING = 60.0  # seconds for a benchmark to stop what it has started
-UNAVAILABLE = 69  # of one that lacks a program
 QUICK_RESULTS = HERE / "work" / "quick"  # that nobody takes them for figures
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=False)
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -76,7 +70,16 @@ Quick = Annotated[
     typer.Option("--quick", help="A small version: to see that it works, not for figures, and not among the results."),
 ]
 Rounds = Annotated[int, typer.Option(min=1, help="Of which medians are taken.")]
-DEFAULT_WORK = Path(os.environ.get("MAILERD_BENCH_WORK", HERE / "work"))
+
+
+def _usual_work() -> Path:
+    """Below here; elsewhere where the peers' own users cannot get there, as in a clone that is its owner's alone."""
+    if named := os.environ.get("MAILERD_BENCH_WORK"):
+        return Path(named)
+    return HERE / "work" if enterable(HERE) else Path("/var/tmp/mailerd-bench")
+
+
+DEFAULT_WORK = _usual_work()
 
 
 @app.callback(invoke_without_command=True)
@@ -256,9 +259,12 @@ def capacity_command(
 ) -> None:
     """What 10 and 100 million a day need, on paper: from the results of scale, campaign and idle in --out."""
     assumed = capacity.Assumptions(peak=peak, remote_seconds=remote_seconds, utilisation=utilisation)
-    body = campaign.NEWSLETTER.stat().st_size
-    if not capacity.run(Results(out, "capacity", console), directory=out, campaign_body=body, assumed=assumed):
-        raise typer.Exit(MISSED)
+    try:
+        known = capacity.read_costs(out, campaign.NEWSLETTER.stat().st_size)
+    except ValueError as error:
+        console.print(str(error))
+        raise typer.Exit(MISSED) from None
+    capacity.run(_results(out, False, "capacity"), known, assumed)
 
 
 @app.command(name="soak")
@@ -552,112 +558,13 @@ def readme_command(out: Annotated[Path, typer.Option(help="Where the results are
         raise typer.Exit(MISSED)
 
 
-class Scale(Enum):
-    """Of `all`."""
-
-    USUAL = "usual"
-    THOROUGH = "thorough"
-    QUICK = "quick"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One benchmark of `all`: about so many minutes on two cores, as `all` runs it, `--thorough`, and `--quick`.
-
-    `shorter` is what `all` says to it: less of the same. Without it (`--thorough`) a benchmark does as by its name.
-    """
-
-    name: str
-    minutes: float
-    thorough: float
-    quick: float
-    shorter: str = ""
-    resumes: bool = False  # it knows --resume
-
-    def expected(self, scale: Scale) -> float:
-        return {Scale.USUAL: self.minutes, Scale.THOROUGH: self.thorough, Scale.QUICK: self.quick}[scale]
-
-    def words(self, scale: Scale) -> list[str]:
-        """What to call this program with, but for directories."""
-        words = self.name.split()
-        if self.name == "capacity":  # it calculates
-            return words
-        if scale is not Scale.QUICK:
-            return [*words, *(self.shorter.split() if scale is Scale.USUAL else [])]
-        return [*words, *(["--kills", "6", "--no-freezes"] if self.name == "faults" else ["--quick"])]
-
-
-# What the figures rest on first, should there be no time for the rest.
-PARTS = (
-    Part("loads", 0.7, 2, 0.3, "--rounds 1"),
-    Part("relay", 27, 60, 1, "--cells every --factor 0.4", resumes=True),
-    Part("latency", 5, 15, 0.7, "--seconds 25"),
-    Part("idle", 0.7, 1, 0.3),
-    Part("backlog", 8, 8, 1),
-    Part("api", 3, 8, 0.8, "--seconds 4"),
-    Part("scale", 2.5, 6, 0.7),
-    Part("stages", 2.5, 4, 0.7, "--seconds 20"),
-    Part("campaign", 2.5, 10, 0.5, "--mails 60000"),
-    Part("capacity", 0.1, 0.1, 0.1),
-    Part("soak", 63, 64, 1.2),
-    Part("shaping", 3, 6, 1.3, "--seconds 15"),
-    Part("campaign --crash", 3, 25, 1, "--contacts 15000 --kills 10"),
-    Part("campaigns-at-once", 1.5, 10, 0.5, "--campaigns 2000"),
-    Part("webhooks", 3, 20, 1, "--mails 4000"),
-    Part("inbound", 2, 5, 0.3, "--bounced 2000"),
-    Part("tracking", 1.2, 3, 0.5, "--seconds 10"),
-    Part("suppressions", 1, 10, 0.3, "--rows 3000000"),
-    Part("imports", 1, 2, 0.2),
-    Part("contacts", 1.7, 2, 0.2),
-    Part("segments", 1.5, 20, 0.5, "--rows 1000000"),
-    Part("templates", 0.3, 1, 0.2),
-    Part("throttle", 0.7, 1, 0.2),
-    Part("bounces", 0.5, 1, 0.2),
-    # Not among the usual ones, as they are long; the fault run proves something else than speed.
-    Part("blocked", 0, 40, 0.7),
-    Part("analytics", 0, 40, 0.3),
-    Part("faults", 0, 35, 1, resumes=True),
-)
-
-
-def parts_of(scale: Scale) -> list[Part]:
-    return [part for part in PARTS if part.expected(scale)]
-
-
-def _hours(parts: Iterable[Part], scale: Scale) -> str:
-    return str(timedelta(minutes=round(sum(part.expected(scale) for part in parts))))[:-3]
-
-
-SAID = {0: "ok", MISSED: "not all as promised", 1: "failed", UNAVAILABLE: "something is not installed"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Of one part: the tree (`machine.tree`) and the words it was run with, minutes, and how it ended."""
-
-    name: str
-    words: list[str]
-    tree: str
-    minutes: float
-    expected: float
-    status: int
-
-    @property
-    def said(self) -> str:
-        return SAID.get(self.status, f"ended with status {self.status}")
-
-    @property
-    def measured(self) -> bool:
-        return self.status in {0, MISSED}
-
-
 @app.command(
     name="all",
     help="All of them, into the results that README shows, and the tables of README. Goes on after a failure; what was "
     "missed stands in the overview at the end, and in the exit status.\n\nMinutes that each takes, about: "
     f"{', '.join(f'{part.name} {part.minutes:g}' for part in parts_of(Scale.USUAL))}. In all "
-    f"{_hours(PARTS, Scale.USUAL)} hours; --thorough {_hours(PARTS, Scale.THOROUGH)}, --quick "
-    f"{_hours(PARTS, Scale.QUICK)}.",
+    f"{hours(PARTS, Scale.USUAL)} hours; --thorough {hours(PARTS, Scale.THOROUGH)}, --quick "
+    f"{hours(PARTS, Scale.QUICK)}.",
 )
 def run_all(
     work: Work = DEFAULT_WORK,
@@ -686,46 +593,6 @@ def run_all(
         raise typer.Exit(MISSED)
 
 
-def run_parts(
-    parts: Sequence[Part], work: Path, out: Path, scale: Scale, results: Results, *, known: Sequence[Outcome] = ()
-) -> list[Outcome]:
-    """One after the other, each a process of its own, whatever becomes of those before; `known` not once more."""
-    tree = machine.tree()
-    before = {(one.name, *one.words): one for one in known if one.measured and one.tree == tree}
-    outcomes = []
-    for number, part in enumerate(parts):
-        words = part.words(scale)
-        if one := before.get((part.name, *words)):
-            outcomes.append(one)
-            continue
-        console.rule(f"{part.name}: {number + 1} of {len(parts)}, about {_hours(parts[number:], scale)} hours left")
-        begun = time.monotonic()
-        status = _run(_command(part, words, work, out, resumed=bool(known)))
-        minutes = (time.monotonic() - begun) / 60
-        one = Outcome(part.name, words, tree, round(minutes, 2), part.expected(scale), status)
-        results.line(**asdict(one))
-        outcomes.append(one)
-    return outcomes
-
-
-def _run(command: Sequence[str]) -> int:
-    """Its status; when we are ended, it stops what it has started."""
-    process = subprocess.Popen(command, cwd=HERE.parent)
-    try:
-        return process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait(ENDING)
-        raise
-
-
-def _command(part: Part, words: Sequence[str], work: Path, out: Path, *, resumed: bool) -> list[str]:
-    command = [sys.executable, "-m", "benchmarks", *words, "--out", str(out)]
-    if part.name not in {"faults", "capacity"}:  # they have no directory, or make one of their own
-        command += ["--work", str(work)]
-    return [*command, "--resume"] if part.resumes and resumed else command
-
-
 def _check_known(option: str, given: Iterable[str], known: Iterable[str]) -> None:
     if unknown := sorted(set(given) - set(known)):
         text = f"there is no {', '.join(unknown)}, only {', '.join(known)}"
@@ -738,7 +605,9 @@ def out_of(out: Path | None, *, quick: bool) -> Path:
 
 
 def _results(out: Path | None, quick: bool, name: str, *, resumed: bool = False) -> Results:
-    return Results(out_of(out, quick=quick), name, console, resumed=resumed, tree=machine.tree())
+    results = Results(out_of(out, quick=quick), name, console, resumed=resumed, tree=machine.tree())
+    console.print(f"results: {results.path('.md')}", highlight=False)
+    return results
 
 
 @contextmanager

@@ -101,7 +101,8 @@ def run(work: Path, results: Results, chosen: Sequence[Cell], *, judged: bool) -
         with _System(work, cell) as system:
             figures = system.measure()
         results.line(**asdict(cell), **figures)
-        results.console.print(f"{cell.name}: {figures}", highlight=False)
+        told = ", ".join(f"{head} {figures[name]:,.0f}" for name, head in COLUMNS)
+        results.console.print(f"{cell.name}: {told}", highlight=False)
         found.append((cell, figures))
     rows = [[cell.name, *(f"{figures[name]:,.0f}" for name, _ in COLUMNS)] for cell, figures in found]
     results.table("Delivery out of a full queue", ["queued", *(head for _, head in COLUMNS)], rows)

@@ -122,6 +122,10 @@ class System:
         return answer, time.monotonic() - begun
 
 
+def _plain(value: float) -> str:
+    return f"{value:.1f}" if isinstance(value, float) and value < 10 else f"{value:,.0f}"
+
+
 def run(work: Path, results: Results, *, contacts: int, mails: int) -> bool:
     """A campaign to so many contacts, of which so many mails are waited for. Whether the figures are as promised."""
     described = machine.describe(work)
@@ -138,7 +142,7 @@ def run(work: Path, results: Results, *, contacts: int, mails: int) -> bool:
         figures = _measure(bench, sink_group, system, contacts, mails)
     verified = verify(work / "sample", record) if (work / "sample").exists() else None
     results.line(machine=described, verified=verified, **figures)
-    rows = [(name, f"{value:,.1f}" if isinstance(value, float) else f"{value:,}") for name, value in figures.items()]
+    rows = [(name, _plain(value)) for name, value in figures.items()]
     results.table(f"A campaign to {contacts:,} contacts", ("what", "figure"), rows)
     results.text(machine_line(described))
     return (

@@ -165,13 +165,8 @@ def read_costs(directory: Path, campaign_body: float) -> list[Costs]:
     return [signed, from_campaign(lines["campaign"], signed, campaign_body)]
 
 
-def run(results: Results, *, directory: Path, campaign_body: float, assumed: Assumptions) -> bool:
-    """Read, calculate, say; whether there was something to calculate with."""
-    try:
-        known = read_costs(directory, campaign_body)
-    except ValueError as error:
-        results.text(str(error))
-        return False
+def run(results: Results, known: Sequence[Costs], assumed: Assumptions) -> None:
+    """Calculate, and say, what is needed where messages cost so much."""
     results.text("Calculated by `scripts/bench capacity` from the results beside this file; formulas below.")
     names = {
         "daemon_us": "CPU of main process and workers, µs a message",
@@ -197,7 +192,6 @@ def run(results: Results, *, directory: Path, campaign_body: float, assumed: Ass
     results.table("Needed", heads, rows)
     results.text("Formulas:\n\n" + FORMULAS.format(**asdict(assumed)))
     results.line(assumed=asdict(assumed), costs=[asdict(costs) for costs in known])
-    return True
 
 
 def _cells(found: Need) -> list[str]:

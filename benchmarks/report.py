@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+LINE = 40  # characters that a cell of a table has at most in one line of a terminal
 MISSED = 3  # exit status of a benchmark that measured all, and found something not as promised
 
 
@@ -60,7 +61,8 @@ class Results:
     def table(self, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table = Table(title=title, title_justify="left")
         for index, head in enumerate(heads):
-            table.add_column(head, justify="right" if index else "left", no_wrap=True)
+            widest = max(map(len, [head, *(row[index] for row in rows)]))
+            table.add_column(head, justify="right" if index else "left", no_wrap=widest <= LINE)
         for row in rows:
             table.add_row(*row)
         self.console.print(table)

@@ -120,12 +120,20 @@ class Peer:
         return copy
 
 
+def enterable(directory: Path) -> bool:
+    return _closed(directory) is None
+
+
 def check_open(directory: Path) -> None:
     """Raise RuntimeError when others than its owner cannot get there: for systems that run as users of their own."""
-    for each in (directory.resolve(), *directory.resolve().parents):
-        if not each.stat().st_mode & 0o001:
-            text = f"its users cannot enter {each}: `chmod o+x` it, or give a --work that everybody can enter"
-            raise RuntimeError(text)
+    if closed := _closed(directory):
+        text = f"its users cannot enter {closed}: `chmod o+x` it, or give a --work that everybody can enter"
+        raise RuntimeError(text)
+
+
+def _closed(directory: Path) -> Path | None:
+    whole = directory.resolve()
+    return next((each for each in (whole, *whole.parents) if not each.stat().st_mode & 0o001), None)
 
 
 def free_port() -> int:

@@ -141,8 +141,8 @@ class Scheduler:
                 if campaign.revision != revisions[campaign.id]:
                     continue
                 if reason := self._reason(campaign, wrong[campaign.id], now):
-                    await self.store.failed(campaign.id, reason[:1000], now, connection)
-                    log.warning("campaign.failed", campaign=campaign.name_outside, reason=reason)
+                    if await self.store.failed(campaign.id, reason[:1000], now, connection):
+                        log.warning("campaign.failed", campaign=campaign.name_outside, reason=reason)
                 else:
                     good.append(campaign.id)
             begun = await self.store.begin_all(good, now, connection)

@@ -1,5 +1,6 @@
 """What all commands about campaigns need: their arguments, the desk, and the campaign that is meant."""
 
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,7 +47,7 @@ def number_of(text: str) -> int:
 def _unknown(id_: int, tenant: str) -> Exception:
     from mailerd.cli.failure import CommandError
 
-    return CommandError(f"the tenant {tenant} has no campaign cmp_{id_}; name another one by --tenant")
+    return CommandError(f"the tenant {tenant} has no campaign cmp_{id_}; name another one by --tenant", os.EX_NOINPUT)
 
 
 async def checked(desk: "CampaignDesk", campaign: "Campaign") -> None:

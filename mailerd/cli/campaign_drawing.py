@@ -82,6 +82,7 @@ def draw(standing: "Standing", ahead: "Forecast | None", *, as_json: bool) -> No
                 ("handed over", f"{part}{done:,} of {row['total']:,}"),
                 ("will be through", through),
                 ("hangs on", "" if ahead is None else ahead.detail),
+                ("on their way", f"{row['handed_over']:,}" if row["handed_over"] else ""),  # deferred ones as well
                 *((name.replace("_", " "), f"{row[name]:,}" if row[name] else "") for name in COUNTS),
             ]
         )

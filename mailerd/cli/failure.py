@@ -26,6 +26,10 @@ class UnusableConfigError(ConfigError):
     """The configuration that a command was to work with: what it was asked for has nothing to do with what is wrong."""
 
 
+class NotReloadedError(ConfigError):
+    """The configuration that the daemon was to go on with: it goes on with the one it has."""
+
+
 def tell(error: MailerdError) -> int:
     """Say on standard error what is wrong; the exit status."""
     if isinstance(error, ConfigError):
@@ -33,6 +37,8 @@ def tell(error: MailerdError) -> int:
         if isinstance(error, UnusableConfigError):
             text = f"nothing was done: mend the file, or name another by --config or {VARIABLE}"
             print(f"mailerd: {text}", file=sys.stderr)
+        if isinstance(error, NotReloadedError):
+            print("mailerd: nothing was reloaded: a running daemon goes on with what it has", file=sys.stderr)
     elif isinstance(error, Refused):
         print(f"mailerd: {error.text}", file=sys.stderr)
     else:

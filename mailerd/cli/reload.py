@@ -25,11 +25,13 @@ def reload(config: ConfigOption = None, as_json: JsonOption = False) -> None:
       mailerd reload
       mailerd reload --json | jq -r '.restart[]'
     """
+    from mailerd.cli.failure import NotReloadedError
     from mailerd.cli.output import print_json
 
     outcome = _outcome(config)
     if outcome.problems and not as_json:
-        raise ConfigError(outcome.problems)
+        kind = NotReloadedError if Path(outcome.file).exists() else ConfigError
+        raise kind(outcome.problems)
     if as_json:
         problems = [
             {"file": each.file, "line": each.line, "key": each.key, "message": each.message}

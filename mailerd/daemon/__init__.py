@@ -46,6 +46,7 @@ STOP_DATABASE = 3.0
 TICK = 60.0  # seconds between looks at what grows and what is due
 PARTITIONS_EVERY = 12 * 3_600.0  # seconds
 SPARE_CONNECTIONS = 20  # of the database: the main process, commands, pools being replaced
+FEW_FILES = 8_192  # fewer are used up by clients and deliveries of one busy worker
 
 
 async def run(config: Config, documents: Documents, *, worker_command: Sequence[str] = WORKER_COMMAND) -> int:
@@ -75,6 +76,8 @@ def _allow_files() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # more than a kernel takes
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most != resource.RLIM_INFINITY and most < FEW_FILES:
+        log.warning("open_files.few", limit=most, advice="raise LimitNOFILE of the unit, or ulimit -Hn")
 
 
 def _fail(text: str, status: int) -> int:

@@ -45,7 +45,8 @@ class DataDir:
         while not self._try_lock():
             holder = self._holder()
             if holder is not None and _alive(holder):
-                raise StartError(f"mailerd runs already on {self.path}, as process {holder}", os.EX_TEMPFAIL)
+                text = f"mailerd runs already on {self.path}, as process {holder}: end that one first, or give this one"
+                raise StartError(f"{text} a data_dir of its own", os.EX_TEMPFAIL)
             if asyncio.get_running_loop().time() > deadline:
                 raise StartError(
                     f"mailerd was killed, but workers of it still run on {self.path}: end them and start again",

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import backlog, capacity, chart, machine, names, soak
-from benchmarks.__main__ import PARTS, Outcome, Part, Scale, run_parts
+from benchmarks.everything import PARTS, Outcome, Part, Scale, run_parts
 from benchmarks.kinds import each, kind_of
 from benchmarks.report import MISSED, Results
 from benchmarks.soak import Sample
@@ -59,10 +59,8 @@ def test_costs_are_those_of_the_dearest_setting() -> None:
 
 
 def test_capacity_says_which_benchmark_to_run_first(tmp_path: Path) -> None:
-    results = Results(tmp_path, "capacity", Console(quiet=True))
-
-    assert not capacity.run(results, directory=tmp_path, campaign_body=50_000, assumed=capacity.Assumptions())
-    assert "scripts/bench scale" in (tmp_path / "capacity.md").read_text()
+    with pytest.raises(ValueError, match="scripts/bench scale"):
+        capacity.read_costs(tmp_path, 50_000)
 
 
 def test_capacity_is_written_from_the_results_of_others(tmp_path: Path) -> None:
@@ -75,7 +73,7 @@ def test_capacity_is_written_from_the_results_of_others(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
     results = Results(tmp_path, "capacity", Console(quiet=True))
 
-    assert capacity.run(results, directory=tmp_path, campaign_body=50_000, assumed=capacity.Assumptions())
+    capacity.run(results, capacity.read_costs(tmp_path, 50_000), capacity.Assumptions())
     *needs, _ = map(json.loads, (tmp_path / "capacity.jsonl").read_text().splitlines())
     assert [(each["per_day"], each["load"]) for each in needs[:2]] == [(10_000_000, "average"), (10_000_000, "5× peak")]
     assert len(needs) == 8
