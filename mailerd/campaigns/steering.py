@@ -48,7 +48,14 @@ FORGET_LEDGER = """
 """
 FORGET = tuple(
     f"DELETE FROM {table} WHERE campaign_id = $1"
-    for table in ("campaign_totals", "campaign_minutes", "campaign_domains", "campaign_links", "campaign_runs")
+    for table in (
+        "campaign_totals",
+        "campaign_quarter_hours",
+        "campaign_minutes",
+        "campaign_domains",
+        "campaign_links",
+        "campaign_runs",
+    )
 )
 
 

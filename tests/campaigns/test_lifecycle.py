@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from mailerd.campaigns import scheduler
+from mailerd.campaigns.analytics.counts import Delta
+from mailerd.campaigns.analytics.rollups import RollUpStore
 from mailerd.campaigns.compliance import Finding
 from mailerd.campaigns.desk import CampaignDesk
 from mailerd.campaigns.lifecycle import WrongStatusError
@@ -290,13 +292,15 @@ async def test_a_deleted_campaign_leaves_nothing_behind(office: Office) -> None:
         " SELECT $1, n, now() FROM generate_series(1, 5000) AS n",
         campaign.id,
     )
-    await office.pool.execute("INSERT INTO campaign_totals (campaign_id) VALUES ($1)", campaign.id)
+    async with office.pool.acquire() as connection, connection.transaction():
+        await RollUpStore().add(connection, [Delta(campaign.id, "default", office.now, "d.example", {"queued": 5000})])
 
     async with office.pool.acquire() as connection, connection.transaction():
         await office.desk.lifecycle.delete(campaign.id, "default", actor="api:all", connection=connection)
     await office.desk.steerer.sweep()
 
-    for table in ("campaigns", "campaign_runs", "campaign_contacts", "campaign_totals"):
+    counts = ("campaign_totals", "campaign_quarter_hours", "campaign_minutes", "campaign_domains")
+    for table in ("campaigns", "campaign_runs", "campaign_contacts", *counts):
         assert await office.pool.fetchval(f"SELECT count(*) FROM {table}") == 0
     assert office.lane.told == [("cancel", campaign.name_outside)]
 

@@ -50,7 +50,7 @@ LEDGER = """
     SELECT c.address, l.status, l.waiting FROM campaign_contacts AS l JOIN contacts AS c ON c.id = l.contact_id
      WHERE l.campaign_id = $1
 """
-TABLES = ("campaign_totals", "campaign_minutes", "campaign_domains")
+TABLES = ("campaign_totals", "campaign_quarter_hours", "campaign_minutes", "campaign_domains")
 SUMS = ", ".join(f"COALESCE(sum({name}), 0)::bigint AS {name}" for name in COUNTS)
 FINISHED = """
     SELECT (SELECT status FROM campaigns WHERE id = $1) = 'sent'

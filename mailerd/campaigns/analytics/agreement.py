@@ -35,7 +35,7 @@ SUMS = f"""
     SELECT {", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in COUNTS)}
       FROM {{table}} WHERE campaign_id = $1
 """
-ROLL_UPS = ("campaign_totals", "campaign_minutes", "campaign_domains")
+ROLL_UPS = ("campaign_totals", "campaign_quarter_hours", "campaign_minutes", "campaign_domains")
 LINKS = """
     SELECT coalesce(sum(clicks), 0)::bigint AS clicks, coalesce(sum(machine_clicks), 0)::bigint AS machine_clicks
       FROM campaign_links WHERE campaign_id = $1
@@ -60,17 +60,18 @@ class AgreementStore:
     async def differences(self, campaign_id: int) -> list[Difference]:
         """Where the roll-ups of a campaign are wrong: none, also while the follower writes.
 
-        Reads all of its ledger. Minutes that were forgotten are missed.
+        Reads all of its ledger. Minutes that were forgotten are missed, and quarter hours.
         """
         async with self._pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
             await connection.execute(MANY)
-            ledger, totals, minutes, domains, links = [
+            ledger, totals, quarter_hours, minutes, domains, links = [
                 dict(row)
                 for statement in (LEDGER, *(SUMS.format(table=table) for table in ROLL_UPS), LINKS)
                 for row in await connection.fetch(statement, campaign_id)
             ]
         return [
             *_compared("totals", ledger, totals),
+            *_compared("quarter hours", totals, quarter_hours),
             *_compared("minutes", totals, minutes),
             *_compared("domains", totals, domains),
             *_compared("links", totals, links),

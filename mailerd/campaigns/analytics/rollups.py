@@ -1,8 +1,9 @@
 """The roll-ups of campaigns: written with what they count, in one transaction.
 
 Lock order: whoever adds does so as the last thing of his transaction. Within it rows are locked table by table
-(campaign_totals, campaign_minutes, campaign_domains, tenant_hours), each in the order of its key; so those who add at
-the same time wait for one another and never in a circle.
+(campaign_totals, campaign_quarter_hours, campaign_minutes, campaign_domains, tenant_hours), each in the order of its
+key; so those who add at the same time wait for one another and never in a circle. A minute has its quarter of an hour,
+always: who holds that, holds its minutes.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ def _upsert(table: str, keys: Mapping[str, str], first: str = "") -> str:
 
 
 TOTALS = _upsert("campaign_totals", {"campaign_id": "bigint"})
+QUARTER_HOURS = _upsert("campaign_quarter_hours", {"campaign_id": "bigint", "quarter_hour": "timestamptz"})
 MINUTES = _upsert("campaign_minutes", {"campaign_id": "bigint", "minute": "timestamptz"})
 DOMAINS = _upsert("campaign_domains", {"campaign_id": "bigint", "domain": "text"}, "site")
 HOURS = _upsert("tenant_hours", {"tenant": "text", "hour": "timestamptz"})
@@ -43,26 +45,38 @@ class RollUpStore:
 
     async def add(self, connection: Connection, deltas: Iterable[Delta]) -> None:
         """Add in the caller's transaction, as the last thing of it: from here on others wait for its commit."""
-        totals: Sums[tuple[int]] = {}
-        minutes: Sums[tuple[int, datetime]] = {}
+        finest: Sums[tuple[int, str, datetime]] = {}
         domains: Sums[tuple[int, str]] = {}
-        hours: Sums[tuple[str, datetime]] = {}
         sites: dict[tuple[int, str], str] = {}
         for campaign_id, tenant, at, domain, counts, site in deltas:
             minute = at.astimezone(UTC).replace(second=0, microsecond=0)
-            _add(totals, (campaign_id,), counts)
-            _add(minutes, (campaign_id, minute), counts)
+            _add(finest, (campaign_id, tenant, minute), counts)
             _add(domains, (campaign_id, domain), counts)
-            _add(hours, (tenant, minute.replace(minute=0)), counts)
             if site:
                 sites[campaign_id, domain] = site
-        if not totals:
+        if not finest:
             return
+        totals: Sums[tuple[int]] = {}
+        quarter_hours: Sums[tuple[int, datetime]] = {}
+        minutes: Sums[tuple[int, datetime]] = {}
+        hours: Sums[tuple[str, datetime]] = {}
+        for (campaign_id, tenant, minute), counts in finest.items():
+            _add(totals, (campaign_id,), counts)
+            _add(quarter_hours, (campaign_id, quarter_hour(minute)), counts)
+            _add(minutes, (campaign_id, minute), counts)
+            _add(hours, (tenant, minute.replace(minute=0)), counts)
         await connection.execute(TOTALS, *_columns(totals))
+        await connection.execute(QUARTER_HOURS, *_columns(quarter_hours))
         await connection.execute(MINUTES, *_columns(minutes))
         keys, values = _split(domains)
         await connection.execute(DOMAINS, *keys, [sites.get(key, "") for key in sorted(domains)], *values)
         await connection.execute(HOURS, *_columns(hours))
+
+
+def quarter_hour(at: datetime) -> datetime:
+    """The quarter of an hour that it is in, by when that begins."""
+    utc = at.astimezone(UTC)
+    return utc.replace(minute=utc.minute - utc.minute % 15, second=0, microsecond=0)
 
 
 def _add(sums: Sums[Any], key: Hashable, counts: Mapping[str, int]) -> None:

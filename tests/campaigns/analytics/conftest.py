@@ -9,7 +9,7 @@ import pytest
 
 from mailerd import events
 from mailerd.campaigns.analytics.agreement import AgreementStore, Difference
-from mailerd.campaigns.analytics.counts import Delta
+from mailerd.campaigns.analytics.counts import COUNTS, Delta
 from mailerd.campaigns.analytics.follower import CampaignFollower
 from mailerd.campaigns.analytics.rollups import RollUpStore
 from mailerd.db import Pool, connect_pool
@@ -29,6 +29,15 @@ RUN = """
 LEDGER = """
     INSERT INTO campaign_contacts (campaign_id, contact_id, due_at, waiting, status, message_id)
     SELECT $1, n, $3, false, 1, $4::bigint + n FROM generate_series(1, $2::int) AS n
+"""
+
+SUMS = ", ".join(f"sum({name})::bigint AS {name}" for name in COUNTS)
+SUMMED = f"""
+    SELECT campaign_id, date_bin('15 minutes', minute, 'epoch') AS quarter_hour, {SUMS}
+      FROM campaign_minutes GROUP BY 1, 2 ORDER BY 1, 2
+"""
+QUARTER_HOURS = f"""
+    SELECT campaign_id, quarter_hour, {", ".join(COUNTS)} FROM campaign_quarter_hours ORDER BY campaign_id, quarter_hour
 """
 
 
@@ -63,8 +72,7 @@ async def begun(pool: Pool, mailed: int = 10, *, tenant: str = "default", first:
     await pool.execute(RUN, id_, tenant, mailed, NOW)
     await pool.execute(LEDGER, id_, mailed, NOW, first)
     deltas = [Delta(id_, tenant, NOW, f"d{contact % 3}.example", {"queued": 1}) for contact in range(1, mailed + 1)]
-    async with pool.acquire() as connection, connection.transaction():
-        await RollUpStore().add(connection, deltas)
+    await added(pool, *deltas)
     return Campaign(pool, id_, tenant, first)
 
 
@@ -103,6 +111,17 @@ async def pool(database: str) -> AsyncIterator[Pool]:
 @pytest.fixture
 def follower(database: str, pool: Pool) -> Follower:
     return Follower(database, pool)
+
+
+async def added(pool: Pool, *deltas: Delta) -> None:
+    """Add them to the roll-ups, in one transaction."""
+    async with pool.acquire() as connection, connection.transaction():
+        await RollUpStore().add(connection, deltas)
+
+
+async def assert_in_step(pool: Pool) -> None:
+    """The quarter hours are the sums of the minutes, row by row."""
+    assert await pool.fetch(QUARTER_HOURS) == await pool.fetch(SUMMED)
 
 
 def shown(rows: Sequence[Any], *names: str) -> list[tuple[Any, ...]]:

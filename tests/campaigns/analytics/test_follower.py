@@ -14,7 +14,7 @@ from mailerd.campaigns.analytics.rollups import RollUpStore
 from mailerd.db import Pool
 from mailerd.events import START, EventStore, Position, Recorded
 from mailerd.feedback.following import Following
-from tests.campaigns.analytics.conftest import FIRST, NOW, Follower, begun, happened, shown
+from tests.campaigns.analytics.conftest import FIRST, NOW, Follower, assert_in_step, begun, happened, shown
 
 PERSON, SCANNER = {"actor": "human"}, {"actor": "scanner"}
 CLICK = {"actor": "human", "link": 2, "url": "https://shop.example/sale"}
@@ -172,7 +172,7 @@ async def test_hand_overs_and_the_follower_add_at_the_same_time(pool: Pool, foll
     assert await pool.fetchval("SELECT sum(suppressed) FROM tenant_hours") == 240
 
 
-async def test_roll_ups_have_the_minute_the_domain_and_the_hour_of_what_happened(
+async def test_roll_ups_have_the_minute_the_quarter_hour_the_domain_and_the_hour_of_what_happened(
     pool: Pool, follower: Follower
 ) -> None:
     campaign = await begun(pool)
@@ -190,6 +190,11 @@ async def test_roll_ups_have_the_minute_the_domain_and_the_hour_of_what_happened
         (datetime(2026, 11, 22, 12, 30, tzinfo=UTC), 1),
         (datetime(2026, 11, 22, 12, 31, tzinfo=UTC), 1),
         (datetime(2026, 11, 22, 13, 0, tzinfo=UTC), 1),
+    ]
+    quarter_hours = await pool.fetch("SELECT * FROM campaign_quarter_hours ORDER BY quarter_hour")
+    assert shown(quarter_hours, "quarter_hour", "queued", "delivered") == [
+        (datetime(2026, 11, 22, 12, 30, tzinfo=UTC), 10, 2),
+        (datetime(2026, 11, 22, 13, 0, tzinfo=UTC), 0, 1),
     ]
     domains = await pool.fetch("SELECT * FROM campaign_domains ORDER BY domain")
     assert shown(domains, "domain", "site", "queued", "delivered") == [
@@ -209,12 +214,13 @@ async def test_differences_are_found_wherever_they_are(pool: Pool, follower: Fol
 
     await pool.execute("UPDATE campaign_contacts SET status = 3 WHERE contact_id = 1")
     await pool.execute("UPDATE campaign_minutes SET opens = opens + 1")
+    await pool.execute("UPDATE campaign_quarter_hours SET failed = failed + 1")
     await pool.execute("UPDATE campaign_domains SET deferred = 7 WHERE domain = 'd1.example'")
     await pool.execute("UPDATE campaign_links SET clicks = 5")
 
     assert {each[:2] for each in await campaign.differences()} == {
-        ("totals", "delivered"), ("totals", "bounced"), ("minutes", "opens"), ("domains", "deferred"),
-        ("links", "clicks"),
+        ("totals", "delivered"), ("totals", "bounced"), ("quarter hours", "failed"), ("minutes", "opens"),
+        ("domains", "deferred"), ("links", "clicks"),
     }  # fmt: skip
 
 
@@ -268,6 +274,7 @@ async def test_the_roll_ups_agree_with_the_ledger_after_any_story(pool: Pool) ->
         assert asyncio.run_coroutine_threadsafe(campaign.differences(), loop).result(20) == []
 
     await asyncio.to_thread(check)
+    await assert_in_step(pool)
     columns = ", ".join(f"sum({name})::bigint AS {name}" for name in COUNTS)
     hours = await pool.fetchrow(f"SELECT {columns} FROM tenant_hours")
     assert hours is not None
