@@ -1,17 +1,19 @@
 """What the main process and a worker say to each other.
 
-The worker reads its `Assignment`, one JSON object, from standard input. Then it speaks over the control socket, one
-line each: `ready` once it serves, `ping` every `PING` seconds from the very start, and an `Answer` to every `Order`
-that the main process sends there; both are JSON objects. The end of the control socket means that the main process is
-gone; then the worker must be gone at once too, since nobody watches it any more.
+The worker reads its `Assignment`, one JSON object, from standard input. (Where there are several, a line each, the
+process that reads them loads the program once and forks into as many workers: see `read_assignment`.) Then it speaks
+over the control socket, one line each: `ready` once it serves, `ping` every `PING` seconds from the very start, and an
+`Answer` to every `Order` that the main process sends there; both are JSON objects. The end of the control socket means
+that the main process is gone; then the worker must be gone at once too, since nobody watches it any more.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
@@ -19,6 +21,7 @@ import structlog
 
 from mailerd.config.documents import Documents
 from mailerd.errors import ConfigError
+from mailerd.processes import give_back
 
 log = structlog.get_logger()
 
@@ -55,7 +58,31 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def read_assignment() -> Assignment:
-    return msgspec.json.decode(sys.stdin.buffer.read(), type=Assignment)
+    """The assignment of this process. Call it when all is imported, and nothing runs yet: no thread, no event loop.
+
+    Of several assignments each gets a process, forked here, that shares with the others the pages of the program that
+    none of them writes to: half of what it takes. This process then says on its standard input, a file, behind the
+    assignments, which ones they are, and ends: so they become children of its parent, which is ready for that.
+    """
+    given = [msgspec.json.decode(line, type=Assignment) for line in sys.stdin.buffer.read().splitlines()]
+    return given[0] if len(given) == 1 else _forked(given)
+
+
+def _forked(assignments: Sequence[Assignment]) -> Assignment:
+    gc.collect()
+    gc.freeze()  # a look for garbage writes to every object
+    give_back()  # the pages that are free now would be copied when they are used
+    pids = []
+    for one in assignments:
+        if (pid := os.fork()) == 0:
+            os.setpgid(0, 0)  # a terminal's Ctrl-C is for the main process, which ends workers in order
+            for other in assignments:
+                if other is not one:
+                    os.close(other.control)
+            return one
+        pids.append(pid)
+    os.write(sys.stdin.fileno(), msgspec.json.encode(pids))
+    os._exit(os.EX_OK)
 
 
 class Control:

@@ -5,7 +5,63 @@ import ctypes
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+
+
+class Adopted:
+    """A child of ours that somebody else has started, as far as we need it the same as `subprocess.Popen`.
+
+    Raises ChildProcessError when it is not a child of ours.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.poll()
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._reap(os.WNOHANG)
+
+    def wait(self) -> int:
+        status = self._reap(0)
+        assert status is not None
+        return status
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:  # else its pid may be another's by now
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _reap(self, options: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
+Process = subprocess.Popen[bytes] | Adopted
+
+
+@contextmanager
+def adopting() -> Iterator[None]:
+    """While the block runs, children become ours when a child of ours ends that had started them.
+
+    Raises OSError where that cannot be had.
+    """
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def give_back() -> None:
@@ -17,7 +73,7 @@ def give_back() -> None:
         trim(0)
 
 
-async def ended(process: "subprocess.Popen[bytes]") -> int:
+async def ended(process: Process) -> int:
     """Wait until a child of ours has ended; its exit status, negative for a signal."""
     if process.poll() is None:  # else its pid may be another's by now
         await _gone(process.pid)

@@ -14,7 +14,7 @@ import structlog
 from mailerd.assignment import SILENCE, Answer, Assignment, Order
 from mailerd.config.documents import Documents
 from mailerd.daemon.data_dir import StartError
-from mailerd.processes import ended
+from mailerd.processes import Adopted, Process, adopting, ended
 
 log = structlog.get_logger()
 
@@ -28,22 +28,10 @@ GIVE_UP = 5  # deaths of a worker before the first `ready` of all: then the faul
 class Worker:
     """One worker process, from start to death."""
 
-    def __init__(
-        self, command: Sequence[str], assignment: Assignment, descriptors: Sequence[int], *, silence: float
-    ) -> None:
-        self.control, theirs = socket.socketpair()
+    def __init__(self, process: Process, control: socket.socket, *, silence: float) -> None:
+        self.process = process
+        self.control = control
         self.control.setblocking(False)
-        assignment = msgspec.structs.replace(assignment, control=theirs.fileno())
-        # No pipe: more than it holds would keep us waiting until the worker reads.
-        with theirs, os.fdopen(os.memfd_create("assignment"), "w+b") as given:
-            given.write(msgspec.json.encode(assignment))
-            given.seek(0)
-            self.process = subprocess.Popen(
-                list(command),
-                stdin=given,
-                pass_fds=[*descriptors, theirs.fileno()],
-                process_group=0,  # a terminal's Ctrl-C is for the main process, which ends workers in order
-            )
         self.ready = False
         self._silence = silence
         self._quiet = 0  # steps in a row without a word
@@ -132,8 +120,53 @@ class Worker:
             waiting.set_result(answer.problem)
 
 
+class Birth:
+    """The process that becomes a worker, or forks into several, and our ends of their control sockets."""
+
+    def __init__(self, command: Sequence[str], assignments: Sequence[Assignment], descriptors: Sequence[int]) -> None:
+        pairs = [socket.socketpair() for _ in assignments]
+        self.controls = [ours for ours, _ in pairs]
+        theirs = [each for _, each in pairs]
+        # No pipe: more than it holds would keep us waiting until the worker reads. One that forks answers there, too.
+        self._given = os.fdopen(os.memfd_create("assignment"), "w+b")
+        for assignment, sock in zip(assignments, theirs, strict=True):
+            assigned = msgspec.structs.replace(assignment, control=sock.fileno())
+            self._given.write(msgspec.json.encode(assigned) + b"\n")
+        self._size = self._given.tell()
+        self._given.seek(0)
+        try:
+            self.process = subprocess.Popen(
+                list(command),
+                stdin=self._given,
+                pass_fds=[*descriptors, *(sock.fileno() for sock in theirs)],
+                process_group=0,  # a terminal's Ctrl-C is for the main process, which ends workers in order
+            )
+        finally:
+            for sock in theirs:
+                sock.close()
+
+    def forked(self) -> list[Adopted]:
+        """The workers, once the process has ended that forked into them. Raises OSError when it did not."""
+        said = os.pread(self._given.fileno(), 65_536, self._size)
+        if self.process.poll() != os.EX_OK or not said:
+            raise ChildProcessError(f"ended with status {self.process.returncode}")
+        return [Adopted(pid) for pid in msgspec.json.decode(said, type=list[int])]
+
+    def close(self) -> None:
+        self._given.close()
+
+    def fail(self) -> None:
+        """End it. What it has forked into ends when nobody holds the other end of the control socket."""
+        for control in self.controls:
+            control.close()
+        self.process.kill()
+        self.process.wait()
+
+
 class Workers:
     """`count` workers, kept alive until `stop`.
+
+    The first ones are forked from one process and share its memory; who dies is replaced by a process of its own.
 
     `on_death` is called with the pid of each that died, before another takes its place, until it succeeds.
     """
@@ -154,6 +187,7 @@ class Workers:
         self._descriptors = descriptors
         self._on_death = on_death
         self._silence = silence
+        self._born: dict[int, Worker] = {}  # by slot: of the start
         self._living: set[Worker] = set()
         self.tasks: list[asyncio.Task[None]] = []  # one for each worker; they end only by a failure of the watching
         self._stopping = False
@@ -167,6 +201,8 @@ class Workers:
 
     async def start(self) -> None:
         """Start all and wait until all are ready; `StartError` when one keeps dying instead."""
+        if self._count > 1:
+            self._born = dict(enumerate(await self._fork()))
         self.tasks = [asyncio.create_task(self._keep(n), name=f"worker {n}") for n in range(self._count)]
         ready = asyncio.create_task(self._all_ready.wait())
         try:
@@ -212,14 +248,43 @@ class Workers:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
+    def _assigned(self, slot: int) -> Assignment:
+        return msgspec.structs.replace(self._assignment, slot=slot)
+
+    def _alone(self, slot: int) -> Worker:
+        birth = Birth(self._command, [self._assigned(slot)], self._descriptors)
+        birth.close()
+        return Worker(birth.process, birth.controls[0], silence=self._silence)
+
+    async def _fork(self) -> list[Worker]:
+        """All workers at once; none when that does not work, and then each is to be started alone."""
+        try:
+            with adopting():
+                birth = Birth(self._command, [self._assigned(n) for n in range(self._count)], self._descriptors)
+                try:
+                    async with asyncio.timeout(self._silence):
+                        await ended(birth.process)
+                    processes = birth.forked()
+                except BaseException:
+                    birth.fail()
+                    raise
+                finally:
+                    birth.close()
+        except OSError as error:  # a TimeoutError, too
+            log.warning("workers.not_forked", reason=str(error) or type(error).__name__)
+            return []
+        return [
+            Worker(process, control, silence=self._silence)
+            for process, control in zip(processes, birth.controls, strict=True)
+        ]
+
     async def _keep(self, slot: int) -> None:
         wait, longest = RESTARTS
         deaths = 0
         loop = asyncio.get_running_loop()
         while not self._stopping:
             born = loop.time()
-            assignment = msgspec.structs.replace(self._assignment, slot=slot)
-            worker = Worker(self._command, assignment, self._descriptors, silence=self._silence)
+            worker = self._born.pop(slot, None) or self._alone(slot)
             self._living.add(worker)
             log.info("worker.started", pid=worker.pid)
             try:

@@ -18,8 +18,7 @@ from mailerd.errors import ConfigError, ConfigProblem
 from mailerd.queue.workers import WorkerStore
 
 
-async def serve(manner: str) -> None:
-    assignment = read_assignment()
+async def serve(manner: str, assignment: Assignment) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, int if manner == "stubborn" else stop.set)
     if manner == "mute":
@@ -67,4 +66,4 @@ def greeter(index: int, number: int, current: Current):  # type: ignore[no-untyp
 if __name__ == "__main__":
     if sys.argv[1] == "die":
         sys.exit(3)
-    asyncio.run(serve(sys.argv[1]))
+    asyncio.run(serve(sys.argv[1], read_assignment()))
