@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+MUCH = 8_000_000  # bytes
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
@@ -71,6 +72,21 @@ def give_back() -> None:
     """
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
+
+
+class Ebb:
+    """When it is worth to `give_back`: much was held, and most of it is not any more."""
+
+    def __init__(self) -> None:
+        self._highest = 0
+
+    def seen(self, held: int) -> bool:
+        """So many bytes are held now. Is it time? Then what is held from now on counts."""
+        self._highest = max(self._highest, held)
+        if self._highest < MUCH or held > self._highest / 4:
+            return False
+        self._highest = held
+        return True
 
 
 async def ended(process: Process) -> int:

@@ -53,6 +53,7 @@ from mailerd.intake.shares import Shares
 from mailerd.intake.smtp_content import Memory
 from mailerd.intake.smtp_listener import SmtpListener, server_context
 from mailerd.intake.smtp_service import limits_of
+from mailerd.processes import Ebb, give_back
 from mailerd.queue.commit import LOST
 from mailerd.queue.control import CHANNEL, UNBLOCK_ALL, ControlStore, Selection
 from mailerd.queue.workers import BEAT_EVERY, Watch, WorkerStore
@@ -187,6 +188,7 @@ class Worker:
         )
         await self._sending.start(self._assignment.database_url, self._relay.submitter, self._relay.suppressions)
         await self._start_followers()
+        self._memory = Memory(config.smtp.data_memory)
         self._background = [
             asyncio.create_task(work, name=name)
             for work, name in (
@@ -242,7 +244,6 @@ class Worker:
     async def _open_listeners(self) -> None:
         config = self._settings.config
         self._authenticator = Authenticator(self._credentials, failures=config.smtp.auth_failures)
-        self._memory = Memory(config.smtp.data_memory)
         self._inbound = build_inbound(
             config,
             self._pool,
@@ -377,10 +378,13 @@ class Worker:
                     await self._sweep_now.wait()
 
     async def _share_counts(self) -> None:
+        ebb = Ebb()
         while True:
             await asyncio.sleep(1.0)
             metrics.memory(self._relay.dispatcher.recipients_in_hand, self._relay.dispatcher.bytes_in_hand)
             metrics.flush()
+            if ebb.seen(self._relay.dispatcher.bytes_in_hand + self._memory.used):
+                give_back()
 
     async def _listen(self) -> None:
         """Follow what operators tell all workers."""

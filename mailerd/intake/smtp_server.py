@@ -256,8 +256,13 @@ class SmtpConnection(Connection):
         """Hand the message in and say what became of it; the transaction is over then, in any case."""
         self._submitting, self.deadline = True, FOREVER
         try:
-            content = finished(incoming, stuffed=stuffed, long_lines=self.service.limits.long_lines == "accept")
-            words = await self._take(cast(MailCommand, self._mail), self._recipients, content)
+            long_lines = self.service.limits.long_lines == "accept"
+            # Held by who takes it alone: until it is on disk, a copy of another would make it twice as large.
+            words = await self._take(
+                cast(MailCommand, self._mail),
+                self._recipients,
+                finished(incoming, stuffed=stuffed, long_lines=long_lines),
+            )
             self._errors = 0
             self._say(f"250 2.0.0 {words}")
         except Refused as refused:  # no error of the dialogue: not counted

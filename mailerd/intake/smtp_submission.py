@@ -77,7 +77,9 @@ class SubmissionConnection(SmtpConnection):
             envid=mail.envid,
             require_tls=mail.require_tls or None,
         )
-        receipt = await self.service.submitter.submit(envelope, content, self._known_origin())
+        submitting = self.service.submitter.submit(envelope, content, self._known_origin())
+        del content  # see `_hand_in`
+        receipt = await submitting
         left_out = f", but for {len(receipt.suppressed)} suppressed recipients" if receipt.suppressed else ""
         return f"Ok: queued as {format_message_id(receipt.message_id)}{left_out}"
 

@@ -111,6 +111,7 @@ class Submitter:
         That holds for the recipients of the receipt: those that must not be mailed are left out.
         """
         message, accepted = self._prepare(envelope, content, origin)
+        del content  # the message has a copy of its own, and one is enough to wait for the disk
         self._allowances.take(origin.credential, 1, message.total)
         found = await self._screen([message])
         if found:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -14,9 +15,10 @@ from mailerd import config
 from mailerd.errors import Refused, Unavailable
 from mailerd.intake.authenticator import Authenticator
 from mailerd.intake.credentials import CredentialStore
+from mailerd.intake.envelope import Envelope, Origin, Receipt
 from mailerd.intake.smtp_content import Memory
 from mailerd.intake.smtp_listener import server_context
-from tests.support.smtp_intake import Client, Intake
+from tests.support.smtp_intake import Client, Intake, Outbox
 
 PASSWORD = "correct horse battery"
 MESSAGE = b"Subject: hi\r\n\r\nhello\r\n"
@@ -412,6 +414,21 @@ async def test_a_slow_commit_is_no_timeout(outbox, lonely):
         await asyncio.sleep(0.6)
         outbox.gate.set()
         assert (await client.reply()).startswith("250")
+
+
+async def test_content_that_was_handed_in_is_held_by_who_took_it_alone(outbox, lonely):
+    class Taker(Outbox):
+        references = 0
+
+        async def submit(self, envelope: Envelope, content: bytes, origin: Origin) -> Receipt:
+            self.references = sys.getrefcount(content)
+            return await super().submit(envelope, content, origin)
+
+    async with Intake(taker := Taker(), lonely) as intake:
+        client = await intake.connect()
+        await open_data(client)
+        assert (await client.say("Subject: x\r\n\r\nbody\r\n.")).startswith("250")
+    assert taker.references == 2  # the name there, and the argument of the one who counts
 
 
 @pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_ip"])

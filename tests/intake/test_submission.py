@@ -391,3 +391,21 @@ async def test_refused_mail_counts_for_the_rate_of_its_credential(relay: Running
             await relay.submit(TO, credential=slow)
         names.append(caught.value.name)
     assert names == ["suppressed", "suppressed", "rate_limited"]
+
+
+async def test_content_as_it_was_submitted_is_not_held_until_the_message_is_on_disk(relay: RunningRelay) -> None:
+    class Watched(bytes):
+        gone = False
+
+        def __del__(self) -> None:
+            Watched.gone = True
+
+    envelope = Envelope("ann@sender.example", [parse_rcpt(f"TO:<{TO}>")], len(CONTENT))
+    origin = Origin("smtp", "127.0.0.1", "client.example", "", TRUSTED)
+    submitting = asyncio.create_task(relay.relay.submitter.submit(envelope, Watched(CONTENT), origin))
+    while not Watched.gone and not submitting.done():
+        await asyncio.sleep(0)
+
+    assert Watched.gone
+    assert not submitting.done()
+    await submitting
