@@ -7,16 +7,18 @@ they begin, texts for their size, so that time and memory are bounded by countin
 stands a second line for what nobody counted: a clock of processor time, handed in.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from jinja2 import Undefined
+from jinja2 import Undefined, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
 from jinja2.runtime import ChainableUndefined, Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import pass_context
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mailerd.campaigns.templates.values import RenderError
 
@@ -30,6 +32,7 @@ BETWEEN_LOOKS = 256  # steps, after which the clock is looked at
 MOST_MISSED = 200  # names of variables that are told
 LONGEST_NAME = 200  # of them
 LOOP_FACTS = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem"})
+SPECIAL = re.compile("[&<>'\"]")  # what `escape` changes
 BEFORE_OPERATOR = frozenset({"string", "integer", "float", "rparen", "rbracket", "rbrace"})
 KEYWORDS = frozenset(
     {"if", "elif", "else", "for", "in", "and", "or", "not", "is", "set", "with", "filter", "contains", "recursive"}
@@ -123,6 +126,28 @@ def _finalize(context: Rendering, value: Any) -> str:
     return text_of(context, value)
 
 
+def _put_out(context: Rendering, value: Any) -> str:
+    """A value as it stands in text."""
+    text = value if type(value) is str and len(value) <= CHARACTERS else text_of(context, value)
+    return text if type(text) is str else str(text)
+
+
+def _put_out_escaped(context: Rendering, value: Any) -> str:
+    """A value as it stands in HTML. Most have nothing to be escaped, which is found out sooner than done."""
+    text = value if type(value) is str and len(value) <= CHARACTERS else text_of(context, value)
+    return text if type(text) is Markup or SPECIAL.search(text) is None else escape(text)
+
+
+class _Generator(CodeGenerator):
+    """Puts values out by one call, instead of one that finalizes and one that escapes."""
+
+    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: CodeGenerator._FinalizeInfo) -> None:
+        self.write("environment.put_out(context, ")
+
+    def _output_child_post(self, node: nodes.Expr, frame: Frame, finalize: CodeGenerator._FinalizeInfo) -> None:
+        self.write(")")
+
+
 def bounded(parts: Iterable[str], limit: int = MAX_TEXT * 4) -> str:
     """What blocks are put together with."""
     found = list(parts)
@@ -163,6 +188,7 @@ class Language(ImmutableSandboxedEnvironment):
     """Jinja as templates may use it. `filters` and `tests` are put in by `filters`."""
 
     context_class = Rendering
+    code_generator_class = _Generator
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
     intercepted_unops = frozenset({"+", "-"})
     concat = staticmethod(bounded)
@@ -177,6 +203,7 @@ class Language(ImmutableSandboxedEnvironment):
             cache_size=0,
             lstrip_blocks=html,  # an indented tag leaves an empty line: a line of spaces is not canonical (DKIM)
         )
+        self.put_out = _put_out_escaped if html else _put_out  # what generated code calls
         self.globals.clear()
         self.filters.clear()
         self.tests.clear()
