@@ -109,8 +109,8 @@ class CampaignRenderer:
         outcome = self._outcome(campaign_id)
         outcome.rendered += 1
         try:
-            content, canonical = self._write(paper, reader, message, recipient)
-            return Rendered(content, asked_at, canonical)
+            content, canonical, dotless = self._write(paper, reader, message, recipient)
+            return Rendered(content, asked_at, canonical, dotless)
         except (RenderError, FieldError) as error:
             outcome.failed += 1
             await self._look_at(outcome, campaign_id, message.tenant, str(error))
@@ -171,7 +171,7 @@ class CampaignRenderer:
             {slot: Target.of(slot, url) for slot, url in edition.prepared.fixed if is_target(url)},
         )
 
-    def _write(self, paper: _Letterhead, reader: Reader, message: Message, recipient: Recipient) -> tuple[bytes, bool]:
+    def _write(self, paper: _Letterhead, reader: Reader, message: Message, recipient: Recipient) -> mime.Made:
         edition = paper.edition
         campaign_id, options = edition.campaign.id, edition.campaign.options
         base = paper.tracking if reader.tracking else ""

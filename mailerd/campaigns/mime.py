@@ -23,6 +23,26 @@ class Head(NamedTuple):
     last: bytes  # List-Id, Feedback-ID, MIME-Version
 
 
+class Made(NamedTuple):
+    """A mail. `canonical`: its body is in DKIM's form; `dotless`: none of its lines begins with a dot.
+
+    False: perhaps it is not.
+    """
+
+    content: bytes
+    canonical: bool
+    dotless: bool
+
+
+class _Part(NamedTuple):
+    """What follows a boundary: header and body, and what is known of that, as in `Made`."""
+
+    head: bytes
+    content: bytes
+    canonical: bool
+    dotless: bool
+
+
 def head(sender: Address, reply_to: str, list_id: str, feedback_id: str) -> Head:
     """`reply_to`, `list_id` (RFC 2919) and `feedback_id`: "" for none. Raises compose.FieldError."""
     first = address_field("From", sender)
@@ -40,13 +60,8 @@ def to_field(address: str, name: str) -> bytes:
     return address_field("To", Address(address, NAME.sub(" ", name).strip()[:100]))
 
 
-def mail(
-    head: Head, to: bytes, subject: bytes, date: str, message_id: str, *, html: Body, text: Body
-) -> tuple[bytes, bool]:
-    """All of it: text and HTML as alternatives, in UTF-8; and whether its body is in DKIM's canonical form.
-
-    `to` and `subject` are whole fields.
-    """
+def mail(head: Head, to: bytes, subject: bytes, date: str, message_id: str, *, html: Body, text: Body) -> Made:
+    """All of it: text and HTML as alternatives, in UTF-8. `to` and `subject` are whole fields."""
     plain, rich = _part("plain", text), _part("html", html)
     boundary = b"=_" + blake2b(message_id.encode(), digest_size=15).hexdigest().encode()
     content = b"".join(
@@ -64,30 +79,41 @@ def mail(
             boundary,
             b'"\r\n\r\n--',
             boundary,
-            *plain[:2],
+            plain.head,
+            plain.content,
             b"\r\n--",
             boundary,
-            *rich[:2],
+            rich.head,
+            rich.content,
             b"\r\n--",
             boundary,
             b"--\r\n",
         )
     )
-    return content, plain[2] and rich[2]
+    return Made(content, plain.canonical and rich.canonical, plain.dotless and rich.dotless)
 
 
-def _part(subtype: str, body: Body) -> tuple[bytes, bytes, bool]:
-    """What follows the boundary: header and body, and whether that is in DKIM's canonical form.
-
-    Quoted-printable where a line is too long (RFC 5322 2.1.1).
-    """
+def _part(subtype: str, body: Body) -> _Part:
+    """Quoted-printable where a line is too long (RFC 5322 2.1.1)."""
     content, outline = body
     canonical = is_canonical(outline)
-    if max(map(len, outline.split(b"\n"))) > MAX_LINE + 1:  # with its CR
-        encoding, content, canonical = b"quoted-printable", b2a_qp(content, istext=True), False
+    dotless = not outline.startswith(b".") and outline.rfind(b"\n.") < 0
+    if _has_long_line(outline):
+        encoding, content, canonical, dotless = b"quoted-printable", b2a_qp(content, istext=True), False, False
     elif outline.isascii():
         encoding = b"7bit"
     else:
         encoding = b"8bit"
     head = b"\r\nContent-Type: text/%s; charset=utf-8\r\nContent-Transfer-Encoding: %s\r\n\r\n"
-    return head % (subtype.encode(), encoding), content, canonical
+    return _Part(head % (subtype.encode(), encoding), content, canonical, dotless)
+
+
+def _has_long_line(text: bytes) -> bool:
+    """Is there a line of more than `MAX_LINE` bytes? Looked for by steps of about that length, not line by line."""
+    at = 0
+    while len(text) - at > MAX_LINE + 1:  # with its CR
+        end = text.rfind(b"\n", at, at + MAX_LINE + 2)
+        if end < 0:
+            return True
+        at = end + 1
+    return False

@@ -187,6 +187,7 @@ class Attempts:
             ret=message.ret,
             envid=message.envid,
             require_tls=message.require_tls is True,
+            dotless=message.dotless,
             rcpt_params=[dsn_parameters(recipient.notify, recipient.orcpt) for recipient in job.recipients],
             on_dot=lambda: self._open(job),
             permit=None if message.credential == FOREIGN else _Permit(self._suppressions, self._renderer, job),
@@ -389,6 +390,7 @@ class Attempts:
         message.content = rendered.content
         message.eight_bit = not rendered.content.isascii()
         message.canonical = rendered.canonical
+        message.dotless = rendered.dotless
         message.signature = signature
         return True
 
@@ -439,11 +441,15 @@ class Attempts:
         if message.eight_bit and not session.supports_8bit and (converted := downgrade(content)) is not None:
             message.content = content = converted
             message.eight_bit = not converted.isascii()
-            message.canonical = False
+            message.canonical = message.dotless = False
             message.signature = None
-        if head := self._personal.header(message, job.recipients):
+        if message.render:
+            if message.signature is None:
+                head = self._personal.header(message, job.recipients)
+                message.signature = await self._sign(message, head + content) + head
+            return message.signature + content
+        if head := self._personal.header(message, job.recipients):  # others get other fields
             content = head + content
-        if head and not message.render:  # others get other fields
             return await self._sign(message, content) + content
         if message.signature is None:
             message.signature = await self._sign(message, content)
@@ -463,8 +469,8 @@ class Attempts:
         return dkim.sign(content, keys, now=int(self._clock().timestamp()), canonical=canonical) if keys else b""
 
     def _signed_ahead(self, message: Message, recipient: Recipient, rendered: Rendered) -> bytes:
-        content = self._personal.header(message, [recipient]) + rendered.content
-        return self._signed(message, content, rendered.canonical)
+        head = self._personal.header(message, [recipient])
+        return self._signed(message, head + rendered.content, rendered.canonical) + head
 
     def _open(self, job: Job) -> None:
         for recipient in job.recipients:

@@ -22,7 +22,7 @@ Mail = tuple[Message, Recipient]
 
 
 class Ready(NamedTuple):
-    """A mail as it was rendered, and the DKIM-Signature fields for it; None: not signed yet."""
+    """A mail as it was rendered, and the fields to put before it, DKIM-Signature first; None: not signed yet."""
 
     rendered: Rendered | Withheld
     signature: bytes | None

@@ -95,7 +95,10 @@ class Result(NamedTuple):
 
 
 class Mail(NamedTuple):
-    """What a transaction sends. `parameters`: the DSN parameters of each recipient (`dsn_parameters`), or empty."""
+    """What a transaction sends. `parameters`: the DSN parameters of each recipient (`dsn_parameters`), or empty.
+
+    `dotless`: it is known that no line of the content begins with a dot.
+    """
 
     sender: str
     recipients: list[str]
@@ -106,6 +109,7 @@ class Mail(NamedTuple):
     envid: str = ""
     parameters: Sequence[str] = ()
     require_tls: bool = False
+    dotless: bool = False
 
 
 class Transaction(NamedTuple):
@@ -364,7 +368,7 @@ class Conversation:
         begun = time.perf_counter()
         pipeline = self._pipeline
         replies = await pipeline.exchange_content(
-            dot_stuff(self._mail.content), self._timeouts.block, self._timeouts.dot
+            dot_stuff(self._mail.content, dotless=self._mail.dotless), self._timeouts.block, self._timeouts.dot
         )
         reply = replies[0] if replies else None
         self._note("dot", reply, (time.perf_counter() - begun) * 1000)

@@ -34,13 +34,14 @@ class Message:
     `sender` is the envelope sender, "" the null sender. `recipients` are those in the hands of this worker, `total`
     counts all, `in_hand` those not settled yet. `ret` is FULL, HDRS or "", `envid` the decoded ENVID of RFC 3461 or "".
     `labels` is the sender's own map, given back on every event. `signature` holds the DKIM-Signature headers once they
-    are made. Mail of a lower `lane` goes first: precedence of the stream * 3 + priority (0 high, 1 normal, 2 low).
-    `require_tls` is that of RFC 8689: True REQUIRETLS, False "TLS-Required: No". `topic` is what its reader may
-    unsubscribe from within the stream, `unsubscribe` asks for the header fields by which. `render` is what its content
-    is made from right before it is sent, in the words of whoever renders; such a message has one recipient, and in the
-    database no content; `rendered_at` is when it was asked last whether it may be sent, of the monotonic clock of this
-    process, `canonical` whether its body is known to be in DKIM's relaxed form. `flow`, made of the others, says who
-    competes for a turn.
+    are made, and of what is rendered the other fields that we put before it. Mail of a lower `lane` goes first:
+    precedence of the stream * 3 + priority (0 high, 1 normal, 2 low). `require_tls` is that of RFC 8689: True
+    REQUIRETLS, False "TLS-Required: No". `topic` is what its reader may unsubscribe from within the stream,
+    `unsubscribe` asks for the header fields by which. `render` is what its content is made from right before it is
+    sent, in the words of whoever renders; such a message has one recipient, and in the database no content;
+    `rendered_at` is when it was asked last whether it may be sent, of the monotonic clock of this process, `canonical`
+    whether its body is known to be in DKIM's relaxed form, `dotless` whether it is known that none of its lines begins
+    with a dot. `flow`, made of the others, says who competes for a turn.
     """
 
     id: int
@@ -69,6 +70,7 @@ class Message:
     signature: bytes | None = None
     rendered_at: float = -inf
     canonical: bool = False
+    dotless: bool = False
     flow: str = field(init=False)
 
     @property

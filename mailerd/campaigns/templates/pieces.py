@@ -8,6 +8,7 @@ with others. Whether a line is too long, and the like, is looked for in outlines
 import re
 import secrets
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from types import CodeType
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ BARE = re.compile(r"\r\n?")
 LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 _OPEN, _CLOSE = f"\0{secrets.token_hex(8)}:", "\0"  # nobody can write it
 SLOT = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+SLOT_BYTES = re.compile(f"{_OPEN}[0-9]+{_CLOSE}".encode())
+AT_ONCE = 32  # parts after which their size is looked at
 PIXEL = 0  # its slot; those of links count from 1
 VARIABLE = re.compile(r"_l([0-9]+)|_pixel")
 
@@ -27,7 +30,8 @@ VARIABLE = re.compile(r"_l([0-9]+)|_pixel")
 class Body(NamedTuple):
     """Content in UTF-8 with CRLF, and its outline.
 
-    The longest lines of both are as long, both are ASCII or neither, and both are in DKIM's canonical form or neither.
+    The longest lines of both are as long. Both are ASCII or neither, in DKIM's canonical form or neither, and both have
+    lines that begin with a dot or neither.
     """
 
     content: bytes
@@ -37,42 +41,40 @@ class Body(NamedTuple):
 class Piece:
     """One text that is fixed but for its slots."""
 
-    __slots__ = ("_full", "_outline", "_text", "slots")
+    __slots__ = ("_text", "last", "places", "slots")
 
     def __init__(self, text: str) -> None:
         self.slots = tuple(int(slot) for slot in SLOT.findall(text))
         self._text = text
         full = text.encode("utf-8", "replace").replace(b"\n", b"\r\n")
-        outline = _outline(full)
-        self._full, self._outline = (_format(each) if self.slots else each for each in (full, outline))
-
-    def body(self, values: Mapping[int, bytes]) -> tuple[bytes, bytes]:
-        """Content and outline."""
-        if not self.slots:
-            return self._full, self._outline
-        filled = tuple([values[slot] for slot in self.slots])
-        return self._full % filled, self._outline % filled
+        *before, last = zip(_between_slots(full), _between_slots(_outline(full)), strict=True)
+        # What stands before each slot, in the content and in the outline, and behind the last.
+        self.places = [(*each, slot) for each, slot in zip(before, self.slots, strict=True)]
+        self.last = last
 
     def text(self, values: Mapping[int, str]) -> str:
         return SLOT.sub(lambda match: values[int(match[1])], self._text) if self.slots else self._text
 
 
 def _outline(full: bytes) -> bytes:
-    """The first and the last line, those with slots, those too long, the first that is not ASCII or not canonical."""
+    """The first and the last line, those with slots, those too long, the first that is not ASCII or not canonical or
+    begins with a dot."""
     lines = LINE.findall(full)
     kept = []
-    ascii_ = canonical = True
+    ascii_ = canonical = dotless = True
     for n, line in enumerate(lines):
         odd = len(line) > MAX_LINE + 1 or (ascii_ and not line.isascii()) or (canonical and not is_canonical(line))
+        odd = odd or (dotless and line.startswith(b"."))
         if odd or n in (0, len(lines) - 1) or _OPEN.encode() in line:
             kept.append(line)
             ascii_ = ascii_ and line.isascii()
             canonical = canonical and is_canonical(line)
+            dotless = dotless and not line.startswith(b".")
     return b"".join(kept)
 
 
-def _format(content: bytes) -> bytes:
-    return re.sub(SLOT.pattern.encode(), b"%b", content.replace(b"%", b"%%"))
+def _between_slots(content: bytes) -> list[bytes]:
+    return SLOT_BYTES.split(content)
 
 
 def slot_of(variable: str) -> int | None:
@@ -110,44 +112,47 @@ class Pieces:
     def gather(self, parts: Iterable[str], values: Mapping[int, str], most: int) -> "Gathered | None":
         """What was rendered, with what its slots hold; None: it has more characters than that."""
         known = self._pieces
-        found: list[str | Piece] = []
+        texts: list[str] = []
         size = 0
-        for part in parts:
-            size += len(part)
-            piece = known.get(id(part))
-            if piece is None:
-                found.append(part)
-            else:
-                found.append(piece)
-                for slot in piece.slots:
-                    size += len(values[slot])
+        parts = iter(parts)
+        while some := list(islice(parts, AT_ONCE)):
+            texts += some
+            size += sum(map(len, some))
             if size > most:
                 return None
-        return Gathered(found, values)
+        pieces = list(map(known.get, map(id, texts)))
+        size += sum([len(values[slot]) for piece in pieces if piece is not None for slot in piece.slots])
+        return None if size > most else Gathered(texts, pieces, values)
 
 
 class Gathered(NamedTuple):
-    """One part of one mail."""
+    """One part of one mail: its texts, and the pieces that those are which are fixed."""
 
-    parts: Sequence[str | Piece]
+    texts: Sequence[str]
+    pieces: Sequence[Piece | None]
     values: Mapping[int, str]
 
     def text(self) -> str:
         values = self.values
-        return "".join([part if isinstance(part, str) else part.text(values) for part in self.parts])
+        parts = zip(self.texts, self.pieces, strict=True)
+        return "".join([text if piece is None else piece.text(values) for text, piece in parts])
 
     def body(self) -> Body:
         """The same as content of a mail."""
         filled = {slot: value.encode("utf-8", "replace") for slot, value in self.values.items()}
         contents: list[bytes] = []
         outlines: list[bytes] = []
-        for part in self.parts:
-            if isinstance(part, Piece):
-                content, outline = part.body(filled)
-            elif "\r" in part:  # what its line ends are depends on what is around it
+        for text, piece in zip(self.texts, self.pieces, strict=True):
+            if piece is not None:
+                for content, outline, slot in piece.places:
+                    value = filled[slot]
+                    contents += (content, value)
+                    outlines += (outline, value)
+                content, outline = piece.last
+            elif "\r" in text:  # what its line ends are depends on what is around it
                 return body_of(self.text())
             else:
-                content = part.encode("utf-8", "replace")
+                content = text.encode("utf-8", "replace")
                 if b"\n" in content:
                     content = content.replace(b"\n", b"\r\n")
                 outline = content

@@ -23,12 +23,20 @@ HTML = [
     "<p>" + "x\n" * 5 + "y" * 1_200,
     "<p>a\n<pre>\n one\n  two  spaces\n\ttab \n</pre>\n{{ contact.first_name }}",
     "<p>a\n  {% if contact.first_name %}\n  b {% endif %} \nc",
+    "<p>a\nb\n{{ contact.first_name }}\nc\n.d\ne\n.\nf",
+    "<p>a\n.{{ contact.first_name }}.\n{% if contact.first_name %}.{% endif %}",
 ]
 NAMES = ["Ann", " ", "Ann ", "a  b", "\t", "Zoë", "a\nb", "a\rb\r", "\r", "<b>&", "", "x" * 1_100, "%s", "\0", "\ud800"]
+NAMES += [".", ".x", "a\n.b", "\r."]
 
 
 def prepared(html: str) -> Prepared:
     return Prepared(compile_template("Hello", f"<html><body>{html}</body></html>", "", "html", []))
+
+
+def has_dots(content: bytes) -> bool:
+    """At the beginning of any line."""
+    return any(line.startswith(b".") for line in content.split(b"\n"))
 
 
 def track(slot: int, url: str) -> str:
@@ -54,6 +62,7 @@ def test_bytes_are_what_the_text_is(html: str, name: str, tracked: bool) -> None
         assert lengths[0] == lengths[1] or max(lengths) <= MAX_LINE + 1
         assert body.content.isascii() == body.outline.isascii()
         assert is_canonical(body.content) == is_canonical(body.outline)
+        assert has_dots(body.content) == has_dots(body.outline)
     assert "{{" not in text.html
     assert "\0" not in text.html.replace(name, "")
 
