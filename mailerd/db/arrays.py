@@ -7,12 +7,18 @@ A planner that sees how long an array is makes a plan of its own for each execut
 to carry it out. Through a SELECT it does not see it, and the plan that is kept is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 
-def unnested(types: Sequence[str], *, first: int = 1) -> str:
-    """A SELECT list of the values of `$first` and the parameters behind it, arrays of these types."""
-    return ", ".join(f"unnest(${number}::{type_}[])" for number, type_ in enumerate(types, first))
+def unnested(types: Sequence[str], *, first: int = 1, alike: Container[int] = ()) -> str:
+    """A SELECT list of the values of `$first` and the parameters behind it, arrays of these types.
+
+    Parameters of the numbers in `alike` are no arrays, but the one value that all rows have; not of all columns.
+    """
+    return ", ".join(
+        f"${number}::{type_}" if number in alike else f"unnest(${number}::{type_}[])"
+        for number, type_ in enumerate(types, first)
+    )
 
 
 def rows(columns: str, types: Sequence[str], *, first: int = 1) -> str:

@@ -57,19 +57,26 @@ LATER_TYPES = ("bigint", "int", "timestamptz", "int", "text", "text", "bool", "b
 # waits for this lock. Else a transaction that ends after that would give mail to a worker that nobody watches any more.
 LEASE = "SELECT number FROM workers WHERE number = $1 FOR KEY SHARE"
 
-# One statement is one transaction: message, recipients, queues and events stand together or not at all.
-ACCEPT = f"""
+
+def _accept(alike: Container[int]) -> str:
+    """The statement that stores messages. `alike`: which parameters are one value for all, see `unnested`.
+
+    One statement is one transaction: message, recipients, queues and events stand together or not at all.
+    """
+    pending = "$14::int" if 14 in alike else "unnest($14::int[])"
+    return f"""
     WITH lease AS MATERIALIZED (
         SELECT number FROM workers WHERE number = $45 FOR KEY SHARE
     ), held AS MATERIALIZED (
         SELECT $45::int IS NULL OR EXISTS (SELECT FROM lease) AS stands
     ), message AS (
         INSERT INTO messages ({MESSAGE_COLUMNS}, pending, content)
-        SELECT {unnested(MESSAGE_TYPES)}, unnest($46::text[]), unnest($14::int[]), unnest($20::bytea[])
+        SELECT {unnested(MESSAGE_TYPES, alike=alike)}, unnest($46::text[]), {pending},
+               {unnested(("bytea",), first=20, alike=alike)}
          WHERE (SELECT stands FROM held)
     ), recipient AS (
         INSERT INTO recipients (message_id, n, address, domain, queue, owner, due_at, expires_at, notify, orcpt)
-        SELECT {unnested(RECIPIENT_TYPES, first=21)}
+        SELECT {unnested(RECIPIENT_TYPES, first=21, alike=alike)}
          WHERE (SELECT stands FROM held)
     ), queue AS (
         INSERT INTO queues (name, lane, flow, pool, next_due)
@@ -77,8 +84,16 @@ ACCEPT = f"""
          WHERE (SELECT stands FROM held)
         ON CONFLICT (name) DO UPDATE SET next_due = LEAST(queues.next_due, EXCLUDED.next_due)
     )
-    INSERT INTO events ({events.COLUMNS}) SELECT {unnested(events.TYPES, first=36)} WHERE (SELECT stands FROM held)
-"""
+    INSERT INTO events ({events.COLUMNS}) SELECT {unnested(events.TYPES, first=36, alike=alike)}
+     WHERE (SELECT stands FROM held)
+    """
+
+
+ACCEPT = _accept(())
+# Of a campaign's mail most is the same for all. As a value it is written once, instead of once for each into an array:
+# but for ids, address, domain, queue, render and the event's data.
+ALIKE = frozenset([*range(2, 20 + 1), 22, *range(26, 30 + 1), 36, 37, 39, 41, 43, 44])
+ACCEPT_ALIKE = _accept(ALIKE)
 
 # Events are inserted only for recipients that this statement really took away or put back, so a batch that is sent
 # again after a lost connection changes nothing. Finished recipients go whoever owns them now: they were answered.
@@ -328,7 +343,8 @@ class QueueStore:
                 await self.accept(messages, accepted, owners, own)
             return
         parameters = _accept_parameters(messages, accepted, owners, beside)
-        if await (connection or self._pool).execute(ACCEPT, *parameters) == NOTHING_STORED:
+        statement, parameters = _alike(parameters) or (ACCEPT, parameters)
+        if await (connection or self._pool).execute(statement, *parameters) == NOTHING_STORED:
             raise LeaseLostError
         if beside and connection is not None:
             await contents.store(beside, connection)
@@ -538,6 +554,17 @@ def _accept_parameters(
         next(iter(owners.values()), None),
         [message.render for message in messages],
     )
+
+
+def _alike(parameters: Sequence[Any]) -> tuple[str, tuple[Any, ...]] | None:
+    """ACCEPT_ALIKE and its parameters, if these are of several rows that are as alike as that."""
+    found = list(parameters)
+    for number in ALIKE:
+        column = found[number - 1]
+        if len(column) < 2 or column.count(column[0]) != len(column):
+            return None
+        found[number - 1] = column[0]
+    return ACCEPT_ALIKE, tuple(found)
 
 
 def _settle_parameters(

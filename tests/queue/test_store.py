@@ -285,3 +285,37 @@ async def test_without_a_lease_nothing_of_them_is_stored(store: QueueStore, pool
         await accept(store, holding(os.urandom(LARGE)), owner=dead)
 
     assert await pool.fetchval(ROWS) == await pool.fetchval("SELECT count(*) FROM messages") == 0
+
+
+@pytest.mark.parametrize("unlike", ["", "sender", "size", "labels", "require_tls", "owner"])
+async def test_mail_that_is_alike_is_stored_as_mail_that_is_not(
+    store: QueueStore, pool: Pool, worker: int, unlike: str
+) -> None:
+    now = datetime.now(UTC)
+    several = [mail(accepted_at=now, labels={"a": "b"}) for _ in range(3)]
+    for message in several:
+        message.recipients[0].due_at, message.recipients[0].expires_at = now, now + HOUR
+    owners = {message.id: worker for message in several}
+    match unlike:
+        case "sender":
+            several[1].sender = ""
+        case "size":
+            several[2].size += 1
+        case "labels":
+            several[0].labels = None
+        case "require_tls":
+            several[1].require_tls = False
+        case "owner":
+            del owners[several[1].id]
+    await store.accept(several, [event for message in several for event in accepted(message)], owners)
+
+    rows = await pool.fetch("SELECT * FROM messages ORDER BY id")
+    assert [(row["id"], row["sender"], row["size"], row["labels"], row["require_tls"]) for row in rows] == [
+        (message.id, message.sender, message.size, message.labels, message.require_tls) for message in several
+    ]
+    assert [row["pending"] for row in rows] == [message.total for message in several]
+    rows = await pool.fetch("SELECT message_id, owner, address FROM recipients ORDER BY message_id")
+    assert [tuple(row) for row in rows] == [
+        (message.id, owners.get(message.id), message.recipients[0].address) for message in several
+    ]
+    assert await pool.fetchval("SELECT count(DISTINCT message_id) FROM events") == len(several)
