@@ -1,4 +1,4 @@
-"""`scripts/bench [NAME]`: relay, latency, backlog, soak, and so on; or all of them."""
+"""`scripts/bench NAME`: relay, latency, backlog, soak, and so on; `scripts/bench all`: all of them."""
 
 import logging
 import os
@@ -53,7 +53,7 @@ from benchmarks.report import MISSED, Results
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 QUICK_RESULTS = HERE / "work" / "quick"  # that nobody takes them for figures
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=True)
 console = Console(width=None if sys.stdout.isatty() else 160)
 
 Work = Annotated[Path, typer.Option(help="Where spools and databases are made, and removed at the end.")]
@@ -82,9 +82,8 @@ def _usual_work() -> Path:
 DEFAULT_WORK = _usual_work()
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(help=__doc__)
 def main(context: typer.Context) -> None:
-    """Without NAME: all."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started is stopped first
     own = ("throttle", "shaping", "blocked", "bounces", "suppressions", "imports", "tracking", "contacts", "segments",
            "capacity", "api", "backlog", "readme")  # fmt: skip
@@ -99,8 +98,6 @@ def main(context: typer.Context) -> None:
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    if context.invoked_subcommand is None:
-        run_all()
 
 
 @app.command(name="relay")
@@ -552,7 +549,10 @@ def readme_command(out: Annotated[Path, typer.Option(help="Where the results are
     """The tables of README, out of the results; names the cells in which a peer is ahead and nobody says why."""
     if not any(out.glob("*.jsonl")):
         raise typer.BadParameter(f"there are no results in {out}")
-    readme.README.write_text(readme.rendered(readme.README.read_text(), out))
+    before = readme.README.read_text()
+    after = readme.rendered(before, out)
+    readme.README.write_text(after)
+    console.print(f"README: {'written anew from' if after != before else 'as it was, by'} the results in {out}")
     if left := readme.unexplained(out):
         console.print("[red]a peer is ahead, and benchmarks/readme.py does not say why:[/red]", *left, sep="\n")
         raise typer.Exit(MISSED)

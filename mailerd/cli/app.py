@@ -88,7 +88,12 @@ def run_daemon(config: ConfigOption = None) -> None:
 
 @app.command()
 def version(as_json: JsonOption = False) -> None:
-    """Say which mailerd this is."""
+    """Say which mailerd this is.
+
+    \b
+    Examples:
+      mailerd version --json
+    """
     if as_json:
         from mailerd.cli.output import print_json
 

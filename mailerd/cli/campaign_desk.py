@@ -47,7 +47,8 @@ def number_of(text: str) -> int:
 def _unknown(id_: int, tenant: str) -> Exception:
     from mailerd.cli.failure import CommandError
 
-    return CommandError(f"the tenant {tenant} has no campaign cmp_{id_}; name another one by --tenant", os.EX_NOINPUT)
+    text = f"the tenant {tenant} has no campaign cmp_{id_}: see `mailerd campaigns list`, or name another by --tenant"
+    return CommandError(text, os.EX_NOINPUT)
 
 
 async def checked(desk: "CampaignDesk", campaign: "Campaign") -> None:

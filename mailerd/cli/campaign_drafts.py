@@ -110,7 +110,12 @@ def duplicate(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a draft that says the same."""
+    """Make a draft that says the same.
+
+    \b
+    Examples:
+      mailerd campaigns duplicate cmp_17 --name "April"
+    """
     from mailerd.cli.settings import load
 
     done = asyncio.run(_duplicate(load(config), tenant, number_of(campaign), name))

@@ -28,6 +28,7 @@ def plain(standing: "Standing") -> dict[str, Any]:
         "total": 0 if standing.run is None else standing.run.total,
         "waiting": standing.waiting,
         "handed_over": standing.counts.get("queued", 0),
+        "in_queue": standing.in_queue,
     } | {name: standing.counts.get(name, 0) for name in COUNTS}
 
 
@@ -82,7 +83,7 @@ def draw(standing: "Standing", ahead: "Forecast | None", *, as_json: bool) -> No
                 ("handed over", f"{part}{done:,} of {row['total']:,}"),
                 ("will be through", through),
                 ("hangs on", "" if ahead is None else ahead.detail),
-                ("on their way", f"{row['handed_over']:,}" if row["handed_over"] else ""),  # deferred ones as well
+                ("in the queue", f"{row['in_queue']:,}" if row["in_queue"] else ""),
                 *((name.replace("_", " "), f"{row[name]:,}" if row[name] else "") for name in COUNTS),
             ]
         )

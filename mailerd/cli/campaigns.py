@@ -78,7 +78,13 @@ def analytics(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what came of a campaign: counts and rates, of people and not of machines."""
+    """Show what came of a campaign: counts and rates, of people and not of machines.
+
+    \b
+    Examples:
+      mailerd campaigns analytics cmp_17
+      mailerd campaigns analytics cmp_17 --json | jq .open_rate
+    """
     from mailerd.cli.settings import database, load
 
     async def work() -> "Standing":
@@ -103,7 +109,13 @@ def send(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Begin now, to everybody at once. Checks it, says to how many it would go, and asks."""
+    """Begin now, to everybody at once. Checks it, says to how many it would go, and asks.
+
+    \b
+    Examples:
+      mailerd campaigns send cmp_17
+      mailerd campaigns send cmp_17 --yes --json
+    """
     from mailerd.cli.settings import load
 
     asyncio.run(_send(load(config), tenant, number_of(campaign), sure=yes, as_json=as_json))
@@ -117,7 +129,12 @@ def pause(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hand nothing more over and hold what is in the queue."""
+    """Hand nothing more over and hold what is in the queue.
+
+    \b
+    Examples:
+      mailerd campaigns pause cmp_17 --reason "wrong price"
+    """
     _steer("pause", campaign, tenant, config, as_json=as_json, reason=reason)
 
 
@@ -128,7 +145,12 @@ def resume(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on where it was paused."""
+    """Go on where it was paused.
+
+    \b
+    Examples:
+      mailerd campaigns resume cmp_17
+    """
     _steer("resume", campaign, tenant, config, as_json=as_json)
 
 
@@ -141,7 +163,12 @@ def cancel(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give up what is not handed over, and take back what is still in the queue. Asks first."""
+    """Give up what is not handed over, and take back what is still in the queue. Asks first.
+
+    \b
+    Examples:
+      mailerd campaigns cancel cmp_17 --reason "wrong list"
+    """
     _steer("cancel", campaign, tenant, config, as_json=as_json, ask=not yes, reason=reason)
 
 

@@ -271,7 +271,7 @@ async def _import(
 
 async def _check_list(store: Any, asked: "Request") -> None:
     if asked.list_id is not None and await store.list_type(asked.tenant, asked.list_id) != "static":
-        raise CommandError(f"{asked.tenant} has no static list lst_{asked.list_id}", os.EX_NOINPUT)
+        raise CommandError(f"the tenant {asked.tenant} has no static list lst_{asked.list_id}", os.EX_NOINPUT)
 
 
 async def _advance(

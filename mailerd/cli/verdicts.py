@@ -136,7 +136,12 @@ def try_reply(
 
 @app.command("classes")
 def list_classes(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the classes: whether they may end a delivery (with a 5xx reply), whose fault they are, what is done."""
+    """List the classes: whether they may end a delivery (with a 5xx reply), whose fault they are, what is done.
+
+    \b
+    Examples:
+      mailerd verdicts classes --json | jq -r '.classes[].kind'
+    """
     from mailerd.cli.output import print_json
 
     classes = rules_of([], config).classes
