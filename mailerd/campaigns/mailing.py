@@ -4,10 +4,10 @@ Who has been erased meanwhile, has left the lists, or has withdrawn consent gets
 relay. What cannot be rendered is withheld from that contact; when it is more than a few, the campaign pauses.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, thread_time
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -37,6 +37,7 @@ FAILURES, SHARE = 100, 0.01  # a campaign pauses when more cannot be rendered th
 OUTCOMES = 1_000  # campaigns of which it is known
 FAILED = "render_failed"
 Pause = Callable[[int, str, str], Awaitable[object]]  # campaign id, tenant, reason
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -59,6 +60,16 @@ class _Letterhead:
     consent: bool
     tags: bool
     targets: Mapping[int, Target]  # of its links, by slot
+
+
+class _Sheet(NamedTuple):
+    """All that is needed to write one mail. `asked_at`: when the reader was asked for."""
+
+    paper: _Letterhead
+    reader: Reader
+    asked_at: float
+    message: Message
+    recipient: Recipient
 
 
 class CampaignRenderer:
@@ -97,6 +108,16 @@ class CampaignRenderer:
 
     async def render(self, message: Message, recipient: Recipient) -> Rendered | Withheld:
         """The mail as this contact gets it, or why he gets none. May raise what asking the database raises."""
+        (made,) = await self.render_row([(message, recipient)])
+        return made
+
+    async def render_row(self, mails: Sequence[tuple[Message, Recipient]]) -> list[Rendered | Withheld]:
+        """What `render` makes of each, all of them going through the same step before any goes on to the next."""
+        sheets = [await self._sheet(*mail) for mail in mails]
+        written = iter(in_step([self._write(sheet) for sheet in sheets if isinstance(sheet, _Sheet)]))
+        return [sheet if isinstance(sheet, Withheld) else await self._made(sheet, next(written)) for sheet in sheets]
+
+    async def _sheet(self, message: Message, recipient: Recipient) -> _Sheet | Withheld:
         campaign_id, version_id, contact_id = map(int, message.render.split(":"))
         try:
             paper = await self._letterhead(campaign_id, version_id)
@@ -106,15 +127,19 @@ class CampaignRenderer:
         if withheld := _withheld(reader):
             return withheld
         assert reader is not None
+        return _Sheet(paper, reader, asked_at, message, recipient)
+
+    async def _made(self, sheet: _Sheet, written: mime.Made | RenderError | FieldError) -> Rendered | Withheld:
+        """The same for the delivery, and counted."""
+        campaign_id = sheet.paper.edition.campaign.id
         outcome = self._outcome(campaign_id)
         outcome.rendered += 1
-        try:
-            content, canonical, dotless = self._write(paper, reader, message, recipient)
-            return Rendered(content, asked_at, canonical, dotless)
-        except (RenderError, FieldError) as error:
-            outcome.failed += 1
-            await self._look_at(outcome, campaign_id, message.tenant, str(error))
-            return Withheld(FAILED, str(error)[:300])
+        if isinstance(written, mime.Made):
+            content, canonical, dotless = written
+            return Rendered(content, sheet.asked_at, canonical, dotless)
+        outcome.failed += 1
+        await self._look_at(outcome, campaign_id, sheet.message.tenant, str(written))
+        return Withheld(FAILED, str(written)[:300])
 
     def _wanted(self, paper: _Letterhead, contact_id: int, tenant: str) -> Wanted:
         edition = paper.edition
@@ -171,7 +196,9 @@ class CampaignRenderer:
             {slot: Target.of(slot, url) for slot, url in edition.prepared.fixed if is_target(url)},
         )
 
-    def _write(self, paper: _Letterhead, reader: Reader, message: Message, recipient: Recipient) -> mime.Made:
+    def _write(self, sheet: _Sheet) -> Generator[None, None, mime.Made | RenderError | FieldError]:
+        """The mail, or what is wrong with it, in steps (`in_step`)."""
+        paper, reader, _, message, recipient = sheet
         edition = paper.edition
         campaign_id, options = edition.campaign.id, edition.campaign.options
         base = paper.tracking if reader.tracking else ""
@@ -182,26 +209,29 @@ class CampaignRenderer:
             token = self._tracking.click_token(message.id, campaign_id, reader.person.id, slot, url)
             return f"{base}/c/{token}"
 
+        context = self._context(paper, reader, message, recipient)
+        yield
         pixel = ""
         if base and options.track_opens:
             pixel = f"{base}/o/{self._tracking.open_token(message.id, campaign_id, reader.person.id)}"
         tracks = bool(base) and options.track_clicks
-        rendered = edition.prepared.write(
-            self._context(paper, reader, message, recipient),
-            link=link if tracks else None,
-            fixed=self._fixed(paper, reader, message) if tracks else None,
-            pixel=pixel,
-            clock=_Clock(),
-        )
-        return mime.mail(
-            paper.head,
-            mime.to_field(recipient.address, f"{reader.person.first_name} {reader.person.last_name}"),
-            text_field("Subject", rendered.subject, literal=True),
-            format_date(message.accepted_at),
-            message_id_field(message.id, message.campaign, message.sender),
-            html=rendered.html,
-            text=rendered.text,
-        )
+        fixed = self._fixed(paper, reader, message) if tracks else None
+        yield
+        try:
+            gathered = edition.prepared.gather(
+                context, link=link if tracks else None, fixed=fixed, pixel=pixel, clock=_Clock()
+            )
+            yield
+            written = gathered.written()
+            yield
+            to = mime.to_field(recipient.address, f"{reader.person.first_name} {reader.person.last_name}")
+            subject = text_field("Subject", written.subject, literal=True)
+            date = format_date(message.accepted_at)
+            message_id = message_id_field(message.id, message.campaign, message.sender)
+            yield
+            return mime.mail(paper.head, to, subject, date, message_id, html=written.html, text=written.text)
+        except (RenderError, FieldError) as error:
+            return error
 
     def _fixed(self, paper: _Letterhead, reader: Reader, message: Message) -> dict[int, str]:
         """The tracked URLs of the links that are the same for all."""
@@ -235,6 +265,22 @@ class CampaignRenderer:
         log.warning("campaign.render_failures", campaign=campaign_id, failed=failed, of=rendered)
         reason = f"{failed} of {rendered} mails could not be rendered, the last one: {error}"[:500]
         await self._pause(campaign_id, tenant, reason)
+
+
+def in_step(works: Sequence[Generator[None, None, T]]) -> list[T]:
+    """What these return, each of their steps done for all of them before the next.
+
+    A step that comes many times in a row takes less: the processor has its code and its data at hand.
+    """
+    results: dict[Generator[None, None, T], T] = {}
+    while len(results) < len(works):
+        for work in works:
+            if work not in results:
+                try:
+                    next(work)
+                except StopIteration as end:
+                    results[work] = end.value
+    return [results[work] for work in works]
 
 
 class _Clock:

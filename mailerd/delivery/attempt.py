@@ -102,7 +102,7 @@ class Attempts:
         self._signers = signers
         self._personal = personal
         self._renderer = renderer
-        self._readying = Readying(renderer.render, self._signed_ahead if signers is None else None)
+        self._readying = Readying(renderer.render_row, self._signed_ahead if signers is None else None)
         self._suppressions = suppressions
 
     def alone(self, message: Message, route: Route) -> bool:

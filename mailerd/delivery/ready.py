@@ -33,7 +33,7 @@ class Readying:
 
     def __init__(
         self,
-        render: Callable[[Message, Recipient], Awaitable[Rendered | Withheld]],
+        render: Callable[[Sequence[Mail]], Awaitable[Sequence[Rendered | Withheld]]],
         sign: Callable[[Message, Recipient, Rendered], bytes] | None,
     ) -> None:
         self._render = render
@@ -54,7 +54,7 @@ class Readying:
             size = 0
             for first in range(0, len(mails), IN_A_ROW):
                 row = mails[first : first + IN_A_ROW]
-                rendered = [await self._render(*mail) for mail in row]
+                rendered = await self._render(row)
                 for mail, outcome, future in zip(row, rendered, futures[first:], strict=False):
                     if not future.done():
                         future.set_result(Ready(outcome, self._signature(*mail, outcome)))

@@ -40,6 +40,10 @@ class Renderer(Protocol):
         """The mail, or why there is none. May raise what asking the database raises."""
         ...
 
+    async def render_row(self, mails: Sequence[tuple[Message, Recipient]]) -> Sequence[Rendered | Withheld]:
+        """What `render` makes of each; may raise the same, and then made none."""
+        ...
+
     async def still(self, message: Message, recipient: Recipient) -> Withheld | None:
         """Why what was rendered a moment ago is not to be sent after all; None: it is. May raise as `render` does."""
         ...
@@ -52,6 +56,9 @@ class NoRenderer:
 
     async def render(self, message: Message, recipient: Recipient) -> Rendered | Withheld:
         raise LookupError(f"nobody here renders {message.render}")
+
+    async def render_row(self, mails: Sequence[tuple[Message, Recipient]]) -> Sequence[Rendered | Withheld]:
+        raise LookupError("nobody here renders mail")
 
     async def still(self, message: Message, recipient: Recipient) -> Withheld | None:
         raise LookupError(f"nobody here renders {message.render}")

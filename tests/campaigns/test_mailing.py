@@ -5,7 +5,7 @@ import email
 import email.policy
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -241,6 +241,37 @@ async def test_a_campaign_that_cannot_be_rendered_for_many_is_paused_once(desk: 
     [(campaign, tenant, reason)] = desk.paused
     assert (f"cmp_{campaign}", tenant) == (messages[0].campaign, TENANT)
     assert reason.startswith(f"{FAILURES} of {FAILURES} mails could not be rendered")
+
+
+async def test_of_mails_that_are_rendered_together_each_is_what_it_is_alone(desk: Desk) -> None:
+    html = "<p>{{ 6 // contact.custom_fields.n }} {{ unsubscribe_url }} {{ postal_address }}</p>"
+    contacts = [
+        (await desk.sending.contacts(1, prefix=f"c{n}", first_name=f"Ann{n}", custom_fields={"n": n}))[0]
+        for n in (1, 0, 2, 3)
+    ]
+    messages = await desk.handed_over(template=await desk.sending.template(html))
+    await desk.sending.pool.execute("DELETE FROM contacts WHERE id = $1", contacts[2])
+
+    together = await desk.renderer.render_row([(message, message.recipients[0]) for message in messages])
+
+    words = [each.reason if isinstance(each, Withheld) else "sent" for each in together]
+    assert words == ["sent", "render_failed", "erased", "sent"]
+    for message, made in zip(messages, together, strict=True):
+        alone = await desk.render(message)
+        assert alone == (made.content if isinstance(made, Rendered) else made)
+
+
+def test_works_in_step_do_each_step_for_all_and_may_have_different_numbers_of_them() -> None:
+    done: list[tuple[str, int]] = []
+
+    def work(name: str, steps: int) -> Generator[None, None, str]:
+        for step in range(steps):
+            done.append((name, step))
+            yield
+        return name * 2
+
+    assert mailing.in_step([work("a", 2), work("b", 0), work("c", 1)]) == ["aa", "bb", "cc"]
+    assert done == [("a", 0), ("c", 0), ("a", 1)]
 
 
 HEAD = mime.head(Address("a@sender.example"), "b@sender.example", "", "")

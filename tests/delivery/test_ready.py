@@ -1,6 +1,7 @@
 """Mail made ready ahead of its turn: each gets its own; whatever goes wrong, the one who waits goes on by himself."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from mailerd.delivery.ready import IN_A_ROW, MOST_BYTES, Mail, Readying
@@ -27,7 +28,10 @@ class Press:
         self.withheld = withheld
         self.rendered: list[int] = []
 
-    async def render(self, message: Message, recipient: Recipient) -> Rendered | Withheld:
+    async def render(self, mails: Sequence[Mail]) -> list[Rendered | Withheld]:
+        return [self._rendered(message) for message, _ in mails]
+
+    def _rendered(self, message: Message) -> Rendered | Withheld:
         self.rendered.append(message.id)
         if message.id == self.spoilt:
             raise ConnectionError("the database is away")

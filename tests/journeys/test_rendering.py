@@ -43,6 +43,9 @@ class Rendering:
         content = f"From: ann@sender.example\r\nSubject: {text}\r\n\r\n{text}\r\n".encode()
         return Rendered(content, time.monotonic())
 
+    async def render_row(self, mails: Sequence[tuple[Message, Recipient]]) -> list[Rendered | Withheld]:
+        return [await self.render(*mail) for mail in mails]
+
     async def still(self, message: Message, recipient: Recipient) -> Withheld | None:
         return self.withheld.get(message.render)
 

@@ -31,6 +31,17 @@ class Written(NamedTuple):
     text: Body
 
 
+class Output(NamedTuple):
+    """What a template put out for one mail."""
+
+    subject: str
+    html: Gathered
+    text: Gathered
+
+    def written(self) -> Written:
+        return Written(self.subject, self.html.body(), self.text.body())
+
+
 class Prepared:
     """A compiled template as code. Making one takes milliseconds; rendering it changes nothing in it.
 
@@ -71,7 +82,7 @@ class Prepared:
         subject, html, text = self._render(context, link, fixed, pixel, missing, clock)
         return RenderedMail(subject, html.text(), text.text())
 
-    def write(
+    def gather(
         self,
         context: Mapping[str, Any],
         *,
@@ -79,11 +90,10 @@ class Prepared:
         fixed: Mapping[int, str] | None = None,
         pixel: str = "",
         clock: Clock | None = None,
-    ) -> Written:
-        """The same as bytes, for who writes to many. `fixed` are the tracked URLs of those in `self.fixed`, by slot."""
+    ) -> Output:
+        """The same for who writes to many, as bytes in the end. `fixed`: the tracked URLs of `self.fixed`, by slot."""
         self._check_required(context)
-        subject, html, text = self._render(context, link, fixed, pixel, None, clock)
-        return Written(subject, html.body(), text.body())
+        return self._render(context, link, fixed, pixel, None, clock)
 
     def _render(
         self,
@@ -93,7 +103,7 @@ class Prepared:
         pixel: str,
         missing: list[str] | None,
         clock: Clock | None,
-    ) -> tuple[str, Gathered, Gathered]:
+    ) -> Output:
         until = 0.0 if clock is None else clock() + MOST_TIME
 
         def output(code: _Code, values: Mapping[int, str]) -> Gathered:
@@ -110,7 +120,7 @@ class Prepared:
             subject = one_line(output(self._subject, plain).text())
             if not subject:
                 raise RenderError("empty_subject", "The subject is empty.")
-            return subject, output(self._html, marked), output(self._text, plain)
+            return Output(subject, output(self._html, marked), output(self._text, plain))
         except RenderError:
             raise
         except RecursionError:

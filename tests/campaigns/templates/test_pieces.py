@@ -53,7 +53,7 @@ def test_bytes_are_what_the_text_is(html: str, name: str, tracked: bool) -> None
     fixed = {slot: track(slot, url) for slot, url in made.fixed} if tracked else None
 
     text = made.render(context, link=link, pixel="https://t.example/o/1")
-    mail = made.write(context, link=link, fixed=fixed, pixel="https://t.example/o/1")
+    mail = made.gather(context, link=link, fixed=fixed, pixel="https://t.example/o/1").written()
 
     assert mail.subject == text.subject
     for body, expected in ((mail.html, text.html), (mail.text, text.text)):
@@ -71,4 +71,4 @@ def test_links_of_many_rounds_of_a_loop_count_as_output() -> None:
     html = '{% for n in range(900) %}{% for m in range(9) %}<a href="https://a.example/">a</a>{% endfor %}{% endfor %}'
     made = prepared(html)
     with pytest.raises(RenderError, match="characters"):
-        made.write(SAMPLE, fixed={1: "https://t.example/c/" + "x" * 2_000})
+        made.gather(SAMPLE, fixed={1: "https://t.example/c/" + "x" * 2_000})
