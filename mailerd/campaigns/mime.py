@@ -5,6 +5,7 @@ Made by hand, with what is the same for all recipients made once: a mail takes s
 
 import re
 from binascii import b2a_qp
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class _Part(NamedTuple):
     """What follows a boundary: header and body, and what is known of that, as in `Made`."""
 
     head: bytes
-    content: bytes
+    content: Sequence[bytes]
     canonical: bool
     dotless: bool
 
@@ -80,11 +81,11 @@ def mail(head: Head, to: bytes, subject: bytes, date: str, message_id: str, *, h
             b'"\r\n\r\n--',
             boundary,
             plain.head,
-            plain.content,
+            *plain.content,
             b"\r\n--",
             boundary,
             rich.head,
-            rich.content,
+            *rich.content,
             b"\r\n--",
             boundary,
             b"--\r\n",
@@ -99,7 +100,8 @@ def _part(subtype: str, body: Body) -> _Part:
     canonical = is_canonical(outline)
     dotless = not outline.startswith(b".") and outline.rfind(b"\n.") < 0
     if _has_long_line(outline):
-        encoding, content, canonical, dotless = b"quoted-printable", b2a_qp(content, istext=True), False, False
+        content = [b2a_qp(b"".join(content), istext=True)]
+        encoding, canonical, dotless = b"quoted-printable", False, False
     elif outline.isascii():
         encoding = b"7bit"
     else:

@@ -144,7 +144,8 @@ class Attempts:
         personal = bool(field)
         if where.upstream:
             field += self._personal.upstream_field(job.message, job.recipients, where.upstream)
-        content = field + await self._content(job, session)
+        head, content = await self._content(job, session)
+        head = field + head
         while session.alive:
             try:
                 await self._screen(job)
@@ -157,7 +158,7 @@ class Attempts:
             try:
                 if failpoints.ON:
                     failpoints.reached("attempt.begun")
-                transaction = await self._transact(session, job, content)
+                transaction = await self._transact(session, job, head, content)
             except LocalProtocolError as error:
                 text = f"this message cannot be put into SMTP commands: {error}"
                 verdict = local_verdict(Kind.PROTOCOL, 554, "5.5.4", text)
@@ -176,12 +177,13 @@ class Attempts:
             return transaction.results
         return None
 
-    async def _transact(self, session: Session, job: Job, content: bytes) -> Transaction:
+    async def _transact(self, session: Session, job: Job, head: bytes, content: bytes) -> Transaction:
         message = job.message
         return await session.transact(
             self._personal.path(message, job.recipients),
             [recipient.address for recipient in job.recipients],
             content,
+            head=head,
             smtputf8=message.smtputf8,
             eight_bit=message.eight_bit,
             ret=message.ret,
@@ -433,8 +435,8 @@ class Attempts:
             await asyncio.sleep(RETRY_AFTER)
         return message.content
 
-    async def _content(self, job: Job, session: Session) -> bytes:
-        """What goes over the wire: in the form that the peer takes, signed."""
+    async def _content(self, job: Job, session: Session) -> tuple[bytes, bytes]:
+        """What goes over the wire, in the form that the peer takes, and before it our fields with its signatures."""
         message = job.message
         content = message.content
         assert content is not None
@@ -446,31 +448,32 @@ class Attempts:
         if message.render:
             if message.signature is None:
                 head = self._personal.header(message, job.recipients)
-                message.signature = await self._sign(message, head + content) + head
-            return message.signature + content
+                message.signature = await self._sign(message, head, content) + head
+            return message.signature, content
         if head := self._personal.header(message, job.recipients):  # others get other fields
-            content = head + content
-            return await self._sign(message, content) + content
+            return await self._sign(message, b"", head + content) + head, content
         if message.signature is None:
-            message.signature = await self._sign(message, content)
-        return message.signature + content if message.signature else content
+            message.signature = await self._sign(message, b"", content)
+        return message.signature, content
 
-    async def _sign(self, message: Message, content: bytes) -> bytes:
+    async def _sign(self, message: Message, head: bytes, content: bytes) -> bytes:
         if self._signers is None:
-            return self._signed(message, content, message.canonical)
+            return self._signed(message, head, content, message.canonical)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._signers, self._signed, message, content, message.canonical)
+        return await loop.run_in_executor(self._signers, self._signed, message, head, content, message.canonical)
 
-    def _signed(self, message: Message, content: bytes, canonical: bool) -> bytes:
-        """The fields of its signatures."""
+    def _signed(self, message: Message, head: bytes, content: bytes, canonical: bool) -> bytes:
+        """The fields of its signatures, which stand before the head."""
         if message.credential == FOREIGN:
             return b""
-        keys = self._identity.signing_keys(header_block(content), message.sender)
-        return dkim.sign(content, keys, now=int(self._clock().timestamp()), canonical=canonical) if keys else b""
+        keys = self._identity.signing_keys(head + header_block(content), message.sender)
+        if not keys:
+            return b""
+        return dkim.sign(content, keys, now=int(self._clock().timestamp()), canonical=canonical, head=head)
 
     def _signed_ahead(self, message: Message, recipient: Recipient, rendered: Rendered) -> bytes:
         head = self._personal.header(message, [recipient])
-        return self._signed(message, head + rendered.content, rendered.canonical) + head
+        return self._signed(message, head, rendered.content, rendered.canonical) + head
 
     def _open(self, job: Job) -> None:
         for recipient in job.recipients:

@@ -157,6 +157,7 @@ class Session:
         recipients: list[str],
         content: bytes,
         *,
+        head: bytes = b"",
         smtputf8: bool = False,
         eight_bit: bool = False,
         ret: str = "",
@@ -169,6 +170,8 @@ class Session:
     ) -> Transaction:
         """Send `content` (CRLF lines, unstuffed) to `recipients`; whatever the peer does becomes a result for each.
 
+        `head`: header fields of ours that stand before it, for who does not want to copy all of it to put them there.
+
         `rcpt_params`: for each recipient, `transaction.dsn_parameters()`; written if the peer offers DSN. `require_tls`
         (RFC 8689): bounces the mail unless the session is `verified` and the peer promises to go on in the same way.
         `on_dot` is called right before the content is written, if it is. The `permit` is asked right before DATA is
@@ -176,7 +179,9 @@ class Session:
         LocalProtocolError for an address that holds a line break or the like, before anything is written. When
         cancelled, the connection is cut.
         """
-        mail = Mail(sender, recipients, content, smtputf8, eight_bit, ret, envid, rcpt_params, require_tls, dotless)
+        mail = Mail(
+            sender, recipients, content, smtputf8, eight_bit, ret, envid, rcpt_params, require_tls, dotless, head
+        )
         kept = self.sent > 0
         transaction = await Conversation(self._pipeline, self.features, self._timeouts, mail, on_dot, permit).run()
         self.sent += 1

@@ -97,7 +97,7 @@ class Result(NamedTuple):
 class Mail(NamedTuple):
     """What a transaction sends. `parameters`: the DSN parameters of each recipient (`dsn_parameters`), or empty.
 
-    `dotless`: it is known that no line of the content begins with a dot.
+    `head`: fields that stand before the content. `dotless`: it is known that no line of the content begins with a dot.
     """
 
     sender: str
@@ -110,6 +110,11 @@ class Mail(NamedTuple):
     parameters: Sequence[str] = ()
     require_tls: bool = False
     dotless: bool = False
+    head: bytes = b""
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + len(self.content)
 
 
 class Transaction(NamedTuple):
@@ -187,8 +192,8 @@ class Conversation:
             # RFC 8689 sections 4.2.1 and 5: an unsafe way is no way.
             text = NO_REQUIRETLS.format(features.no_requiretls)
             self._settle(everyone, Result(local_verdict(Kind.TLS, 550, "5.7.30", text), "mail"))
-        elif features.max_size is not None and len(mail.content) > features.max_size:
-            text = TOO_LARGE.format(len(mail.content), features.max_size)
+        elif features.max_size is not None and mail.size > features.max_size:
+            text = TOO_LARGE.format(mail.size, features.max_size)
             self._settle(everyone, Result(local_verdict(Kind.TOO_LARGE, 552, "5.3.4", text), "mail"))
         elif mail.eight_bit and not features.eight_bit:
             # RFC 6152 section 3: convert or return. Converting has to come before signing: wire.downgrade.
@@ -196,7 +201,7 @@ class Conversation:
         elif not features.smtputf8:
             if not mail.sender.isascii():
                 self._settle(everyone, _not_supported("5.6.7", NO_UTF8))
-            elif mail.smtputf8 and not _header(mail.content).isascii():
+            elif mail.smtputf8 and not (mail.head + _header(mail.content)).isascii():
                 self._settle(everyone, _not_supported("5.6.7", NO_UTF8_HEADER))
             else:
                 foreign = [index for index in everyone if not mail.recipients[index].isascii()]
@@ -217,7 +222,7 @@ class Conversation:
         mail, features = self._mail, self._features
         parameters = []
         if features.size:
-            parameters.append(f"SIZE={len(mail.content)}")
+            parameters.append(f"SIZE={mail.size}")
         if mail.eight_bit:
             parameters.append("BODY=8BITMIME")
         if features.smtputf8 and (mail.smtputf8 or not mail.sender.isascii() or not "".join(mail.recipients).isascii()):
@@ -366,10 +371,9 @@ class Conversation:
         if self._on_dot is not None:
             self._on_dot()
         begun = time.perf_counter()
-        pipeline = self._pipeline
-        replies = await pipeline.exchange_content(
-            dot_stuff(self._mail.content, dotless=self._mail.dotless), self._timeouts.block, self._timeouts.dot
-        )
+        pipeline, mail = self._pipeline, self._mail
+        data = dot_stuff(mail.content, head=mail.head, dotless=mail.dotless)
+        replies = await pipeline.exchange_content(data, self._timeouts.block, self._timeouts.dot)
         reply = replies[0] if replies else None
         self._note("dot", reply, (time.perf_counter() - begun) * 1000)
         if reply is not None and reply.code >= 400:

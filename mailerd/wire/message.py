@@ -39,6 +39,12 @@ def split(content: bytes) -> tuple[bytes, bytes]:
     return _ended(content[start:end]), content[body:]
 
 
+def split_view(content: bytes) -> tuple[bytes, memoryview]:
+    """The same, without a copy of the body."""
+    start, end, body = _bounds(content)
+    return _ended(content[start:end]), memoryview(content)[body:]
+
+
 def header_block(content: bytes) -> bytes:
     """The first half of `split`, without a copy of the body."""
     start, end, _ = _bounds(content)

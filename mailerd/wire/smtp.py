@@ -402,16 +402,17 @@ def orcpt_encode(orcpt: str) -> str:
 # ---- content
 
 
-def dot_stuff(content: bytes, *, dotless: bool = False) -> bytes:
+def dot_stuff(content: bytes, *, head: bytes = b"", dotless: bool = False) -> bytes:
     """Return what to write after the 354: `content` with its dots doubled, and the line with the lone dot.
 
     `content` has CRLF line ends only (`line_problem` said None); its last line gets one when it lacks it.
-    `dotless`: it is known that none of its lines begins with a dot; to look for one takes 0.15 ns a byte.
+    `head`: header fields of ours, which stand before it. `dotless`: it is known that none of its lines begins with a
+    dot; to look for one takes 0.15 ns a byte.
     """
     stuffed = content if dotless else content.replace(b"\r\n.", b"\r\n..")
     first = b"." if content.startswith(b".") else b""
     last = b".\r\n" if not content or content.endswith(b"\r\n") else b"\r\n.\r\n"
-    return b"".join((first, stuffed, last))
+    return b"".join((head, first, stuffed, last))
 
 
 def dot_unstuff(data: bytes) -> bytes:

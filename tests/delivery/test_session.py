@@ -105,6 +105,15 @@ async def test_any_content_arrives_and_the_next_message_too(mx: ScriptedMx, cont
     assert [delivery.content for delivery in mx.delivered] == [content + ending, CONTENT]
 
 
+async def test_fields_of_ours_stand_before_the_content_and_count_for_its_size(mx: ScriptedMx) -> None:
+    session = await open_to(mx)
+
+    await send(session, "ann@x.example", content=b".a: b\r\n\r\n.\r\n", head=b"Ours: 1\r\n")
+
+    assert mx.commands[1] == f"MAIL FROM:<bob@y.example> SIZE={9 + 12}"
+    assert mx.delivered[0].content == b"Ours: 1\r\n.a: b\r\n\r\n.\r\n"
+
+
 async def test_the_null_sender_and_parameters_are_written_as_the_host_offers_them(mx: ScriptedMx) -> None:
     session = await open_to(mx)
 

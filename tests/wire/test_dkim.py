@@ -283,6 +283,14 @@ def test_drafts_sealed_elsewhere_make_the_same_signature():
     assert b"".join(draft.seal() for draft in drafts(content, keys, now=NOW)) == sign(content, keys, now=NOW)
 
 
+@pytest.mark.parametrize("canonical", [False, True])
+def test_fields_that_will_stand_before_the_content_are_signed_as_if_they_did(canonical):
+    head, content = b"List-Unsubscribe: <https://x.example/u>\r\n", HEADER + b"\r\nbody\r\n"
+    together = sign(head + content, [key("ed25519")], now=NOW)
+    assert b"list-unsubscribe:" in together
+    assert sign(content, [key("ed25519")], now=NOW, canonical=canonical, head=head) == together
+
+
 def test_without_keys_there_is_no_signature():
     assert sign(ODD_MESSAGES["plain"], [], now=NOW) == b""
 

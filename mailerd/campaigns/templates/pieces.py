@@ -28,13 +28,13 @@ VARIABLE = re.compile(r"_l([0-9]+)|_pixel")
 
 
 class Body(NamedTuple):
-    """Content in UTF-8 with CRLF, and its outline.
+    """Content in UTF-8 with CRLF, in parts that follow one another, and its outline.
 
     The longest lines of both are as long. Both are ASCII or neither, in DKIM's canonical form or neither, and both have
     lines that begin with a dot or neither.
     """
 
-    content: bytes
+    parts: Sequence[bytes]
     outline: bytes
 
 
@@ -161,7 +161,7 @@ class Gathered(NamedTuple):
         if not contents or not b"".join(contents[-2:]).endswith(b"\r\n"):
             contents.append(b"\r\n")
             outlines.append(b"\r\n")
-        return Body(b"".join(contents), b"".join(outlines))
+        return Body(contents, b"".join(outlines))
 
 
 def body_of(text: str) -> Body:
@@ -169,7 +169,7 @@ def body_of(text: str) -> Body:
     content = BARE.sub("\n", text).encode("utf-8", "replace").replace(b"\n", b"\r\n")
     if not content.endswith(b"\r\n"):
         content += b"\r\n"
-    return Body(content, content)
+    return Body([content], content)
 
 
 def _texts(code: CodeType) -> Iterator[str]:
