@@ -61,8 +61,9 @@ def read_assignment() -> Assignment:
     """The assignment of this process. Call it when all is imported, and nothing runs yet: no thread, no event loop.
 
     Of several assignments each gets a process, forked here, that shares with the others the pages of the program that
-    none of them writes to: half of what it takes. This process then says on its standard input, a file, behind the
-    assignments, which ones they are, and ends: so they become children of its parent, which is ready for that.
+    none of them writes to: half of what it takes. This process says on its standard input, a file, behind the
+    assignments, which ones they are, a line each, and ends: so they become children of its parent, which is ready for
+    that.
     """
     given = [msgspec.json.decode(line, type=Assignment) for line in sys.stdin.buffer.read().splitlines()]
     return given[0] if len(given) == 1 else _forked(given)
@@ -72,7 +73,6 @@ def _forked(assignments: Sequence[Assignment]) -> Assignment:
     gc.collect()
     gc.freeze()  # a look for garbage writes to every object
     give_back()  # the pages that are free now would be copied when they are used
-    pids = []
     for one in assignments:
         if (pid := os.fork()) == 0:
             os.setpgid(0, 0)  # a terminal's Ctrl-C is for the main process, which ends workers in order
@@ -80,8 +80,7 @@ def _forked(assignments: Sequence[Assignment]) -> Assignment:
                 if other is not one:
                     os.close(other.control)
             return one
-        pids.append(pid)
-    os.write(sys.stdin.fileno(), msgspec.json.encode(pids))
+        os.write(sys.stdin.fileno(), f"{pid}\n".encode())
     os._exit(os.EX_OK)
 
 

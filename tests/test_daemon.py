@@ -93,6 +93,22 @@ async def test_a_killed_worker_is_released_and_replaced(make):
     assert [(row["number"], row["pid"]) for row in rows] == [(after["number"], after["pid"])]
 
 
+async def test_a_killed_worker_is_replaced_where_the_parent_of_the_daemon_ignores_its_children(make):
+    daemon = make(workers=2)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what it starts with, as it survives exec
+    try:
+        await daemon.start()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    await daemon.ready()
+    known = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()
+
+    os.kill((await daemon.greeting())["pid"], signal.SIGKILL)
+    async with asyncio.timeout(20):
+        while str((await daemon.greeting())["pid"]) in known:
+            await asyncio.sleep(0.02)
+
+
 async def test_after_kill_9_of_the_main_process_the_next_start_finds_a_clean_table(make):
     first, second = make(), make()
     await first.start()

@@ -131,6 +131,19 @@ async def test_a_program_that_hangs_before_it_forks_is_ended_and_started_for_eac
     assert len(set(pids_of(workers))) == 2
 
 
+async def test_nothing_is_left_of_those_that_were_forked_before_forking_failed(watched, tmp_path):
+    fails = f"import os\nreal, log = os.fork, {str(tmp_path / 'forked')!r}\n"
+    fails += "def fork():\n    if os.path.exists(log):\n        raise BlockingIOError(11, 'no more')\n"
+    fails += "    pid = real()\n    open(log, 'a').write(f'{pid}\\n')\n    return pid\nos.fork = fork\n"
+    workers, _ = watched(fails + READY)
+    await workers.start()
+
+    assert len(set(pids_of(workers))) == 2
+    forked = {int(pid) for pid in (tmp_path / "forked").read_text().split()} - {0}
+    assert len(forked) == 1
+    assert not any(Path(f"/proc/{pid}").exists() for pid in forked)
+
+
 async def test_who_is_no_child_of_ours_is_not_adopted():
     with pytest.raises(ChildProcessError):
         Adopted(1)

@@ -135,8 +135,7 @@ class CampaignRenderer:
         outcome = self._outcome(campaign_id)
         outcome.rendered += 1
         if isinstance(written, mime.Made):
-            content, canonical, dotless = written
-            return Rendered(content, sheet.asked_at, canonical, dotless)
+            return Rendered(written.content, sheet.asked_at, written.canonical)
         outcome.failed += 1
         await self._look_at(outcome, campaign_id, sheet.message.tenant, str(written))
         return Withheld(FAILED, str(written)[:300])

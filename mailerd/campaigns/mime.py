@@ -25,14 +25,10 @@ class Head(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A mail. `canonical`: its body is in DKIM's form; `dotless`: none of its lines begins with a dot.
-
-    False: perhaps it is not.
-    """
+    """A mail. `canonical`: its body is in DKIM's form; False: perhaps it is not."""
 
     content: bytes
     canonical: bool
-    dotless: bool
 
 
 class _Part(NamedTuple):
@@ -41,7 +37,6 @@ class _Part(NamedTuple):
     head: bytes
     content: Sequence[bytes]
     canonical: bool
-    dotless: bool
 
 
 def head(sender: Address, reply_to: str, list_id: str, feedback_id: str) -> Head:
@@ -91,23 +86,22 @@ def mail(head: Head, to: bytes, subject: bytes, date: str, message_id: str, *, h
             b"--\r\n",
         )
     )
-    return Made(content, plain.canonical and rich.canonical, plain.dotless and rich.dotless)
+    return Made(content, plain.canonical and rich.canonical)
 
 
 def _part(subtype: str, body: Body) -> _Part:
     """Quoted-printable where a line is too long (RFC 5322 2.1.1)."""
     content, outline = body
     canonical = is_canonical(outline)
-    dotless = not outline.startswith(b".") and outline.rfind(b"\n.") < 0
     if _has_long_line(outline):
         content = [b2a_qp(b"".join(content), istext=True)]
-        encoding, canonical, dotless = b"quoted-printable", False, False
+        encoding, canonical = b"quoted-printable", False
     elif outline.isascii():
         encoding = b"7bit"
     else:
         encoding = b"8bit"
     head = b"\r\nContent-Type: text/%s; charset=utf-8\r\nContent-Transfer-Encoding: %s\r\n\r\n"
-    return _Part(head % (subtype.encode(), encoding), content, canonical, dotless)
+    return _Part(head % (subtype.encode(), encoding), content, canonical)
 
 
 def _has_long_line(text: bytes) -> bool:

@@ -116,8 +116,9 @@ class SteeringStore:
         """Drop the ledger and the counts of a campaign that is deleted, in steps; the run last."""
         while await self._pool.execute(FORGET_LEDGER, campaign_id, STEP) != "DELETE 0":
             pass
-        for statement in FORGET:
-            await self._pool.execute(statement, campaign_id)
+        async with self._pool.acquire() as connection, connection.transaction():
+            for statement in FORGET:  # who adds to them waits at the first, and holds none of the others
+                await connection.execute(statement, campaign_id)
 
 
 class Steerer:

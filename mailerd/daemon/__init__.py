@@ -388,6 +388,7 @@ class Daemon:
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a parent that ignores it leaves us so: nobody could be awaited
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal, number)
 

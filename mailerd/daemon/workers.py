@@ -147,20 +147,28 @@ class Birth:
 
     def forked(self) -> list[Adopted]:
         """The workers, once the process has ended that forked into them. Raises OSError when it did not."""
-        said = os.pread(self._given.fileno(), 65_536, self._size)
-        if self.process.poll() != os.EX_OK or not said:
+        pids = self._told()
+        if self.process.poll() != os.EX_OK or len(pids) != len(self.controls):
             raise ChildProcessError(f"ended with status {self.process.returncode}")
-        return [Adopted(pid) for pid in msgspec.json.decode(said, type=list[int])]
+        return [Adopted(pid) for pid in pids]
 
     def close(self) -> None:
         self._given.close()
 
     def fail(self) -> None:
-        """End it. What it has forked into ends when nobody holds the other end of the control socket."""
-        for control in self.controls:
-            control.close()
+        """End it, and what it has forked into so far."""
         self.process.kill()
         self.process.wait()
+        for pid in self._told():
+            with suppress(ChildProcessError):
+                worker = Adopted(pid)
+                worker.kill()
+                worker.wait()
+        for control in self.controls:  # one that it could not tell us of ends by this
+            control.close()
+
+    def _told(self) -> list[int]:
+        return [int(pid) for pid in os.pread(self._given.fileno(), 65_536, self._size).splitlines()]
 
 
 class Workers:

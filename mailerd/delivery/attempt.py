@@ -189,7 +189,6 @@ class Attempts:
             ret=message.ret,
             envid=message.envid,
             require_tls=message.require_tls is True,
-            dotless=message.dotless,
             rcpt_params=[dsn_parameters(recipient.notify, recipient.orcpt) for recipient in job.recipients],
             on_dot=lambda: self._open(job),
             permit=None if message.credential == FOREIGN else _Permit(self._suppressions, self._renderer, job),
@@ -392,7 +391,6 @@ class Attempts:
         message.content = rendered.content
         message.eight_bit = not rendered.content.isascii()
         message.canonical = rendered.canonical
-        message.dotless = rendered.dotless
         message.signature = signature
         return True
 
@@ -443,7 +441,7 @@ class Attempts:
         if message.eight_bit and not session.supports_8bit and (converted := downgrade(content)) is not None:
             message.content = content = converted
             message.eight_bit = not converted.isascii()
-            message.canonical = message.dotless = False
+            message.canonical = False
             message.signature = None
         if message.render:
             if message.signature is None:

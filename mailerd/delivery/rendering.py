@@ -20,13 +20,12 @@ class Withheld(NamedTuple):
 class Rendered(NamedTuple):
     """The RFC 5322 bytes with CRLF lines, and since when it is known that they may be sent, of the monotonic clock.
 
-    `canonical`: it is known that their body is in DKIM's relaxed form, `dotless`: that no line begins with a dot.
+    `canonical`: it is known that their body is in DKIM's relaxed form.
     """
 
     content: bytes
     asked_at: float
     canonical: bool = False
-    dotless: bool = False
 
 
 class Renderer(Protocol):

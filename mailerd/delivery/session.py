@@ -164,7 +164,6 @@ class Session:
         envid: str = "",
         rcpt_params: Sequence[str] = (),
         require_tls: bool = False,
-        dotless: bool = False,
         on_dot: Callable[[], None] | None = None,
         permit: Permit | None = None,
     ) -> Transaction:
@@ -179,9 +178,7 @@ class Session:
         LocalProtocolError for an address that holds a line break or the like, before anything is written. When
         cancelled, the connection is cut.
         """
-        mail = Mail(
-            sender, recipients, content, smtputf8, eight_bit, ret, envid, rcpt_params, require_tls, dotless, head
-        )
+        mail = Mail(sender, recipients, content, smtputf8, eight_bit, ret, envid, rcpt_params, require_tls, head)
         kept = self.sent > 0
         transaction = await Conversation(self._pipeline, self.features, self._timeouts, mail, on_dot, permit).run()
         self.sent += 1

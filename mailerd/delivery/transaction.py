@@ -97,7 +97,7 @@ class Result(NamedTuple):
 class Mail(NamedTuple):
     """What a transaction sends. `parameters`: the DSN parameters of each recipient (`dsn_parameters`), or empty.
 
-    `head`: fields that stand before the content. `dotless`: it is known that no line of the content begins with a dot.
+    `head`: fields that stand before the content.
     """
 
     sender: str
@@ -109,7 +109,6 @@ class Mail(NamedTuple):
     envid: str = ""
     parameters: Sequence[str] = ()
     require_tls: bool = False
-    dotless: bool = False
     head: bytes = b""
 
     @property
@@ -372,7 +371,7 @@ class Conversation:
             self._on_dot()
         begun = time.perf_counter()
         pipeline, mail = self._pipeline, self._mail
-        data = dot_stuff(mail.content, head=mail.head, dotless=mail.dotless)
+        data = dot_stuff(mail.content, head=mail.head)
         replies = await pipeline.exchange_content(data, self._timeouts.block, self._timeouts.dot)
         reply = replies[0] if replies else None
         self._note("dot", reply, (time.perf_counter() - begun) * 1000)

@@ -40,8 +40,7 @@ class Message:
     `unsubscribe` asks for the header fields by which. `render` is what its content is made from right before it is
     sent, in the words of whoever renders; such a message has one recipient, and in the database no content;
     `rendered_at` is when it was asked last whether it may be sent, of the monotonic clock of this process, `canonical`
-    whether its body is known to be in DKIM's relaxed form, `dotless` whether it is known that none of its lines begins
-    with a dot. `flow`, made of the others, says who competes for a turn.
+    whether its body is known to be in DKIM's relaxed form. `flow`, made of the others, says who competes for a turn.
     """
 
     id: int
@@ -70,7 +69,6 @@ class Message:
     signature: bytes | None = None
     rendered_at: float = -inf
     canonical: bool = False
-    dotless: bool = False
     flow: str = field(init=False)
 
     @property

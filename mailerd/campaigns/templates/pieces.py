@@ -30,8 +30,7 @@ VARIABLE = re.compile(r"_l([0-9]+)|_pixel")
 class Body(NamedTuple):
     """Content in UTF-8 with CRLF, in parts that follow one another, and its outline.
 
-    The longest lines of both are as long. Both are ASCII or neither, in DKIM's canonical form or neither, and both have
-    lines that begin with a dot or neither.
+    The longest lines of both are as long. Both are ASCII or neither, and in DKIM's canonical form or neither.
     """
 
     parts: Sequence[bytes]
@@ -57,19 +56,16 @@ class Piece:
 
 
 def _outline(full: bytes) -> bytes:
-    """The first and the last line, those with slots, those too long, the first that is not ASCII or not canonical or
-    begins with a dot."""
+    """The first and the last line, those with slots, those too long, the first that is not ASCII or not canonical."""
     lines = LINE.findall(full)
     kept = []
-    ascii_ = canonical = dotless = True
+    ascii_ = canonical = True
     for n, line in enumerate(lines):
         odd = len(line) > MAX_LINE + 1 or (ascii_ and not line.isascii()) or (canonical and not is_canonical(line))
-        odd = odd or (dotless and line.startswith(b"."))
         if odd or n in (0, len(lines) - 1) or _OPEN.encode() in line:
             kept.append(line)
             ascii_ = ascii_ and line.isascii()
             canonical = canonical and is_canonical(line)
-            dotless = dotless and not line.startswith(b".")
     return b"".join(kept)
 
 

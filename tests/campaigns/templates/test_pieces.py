@@ -1,14 +1,19 @@
 """What goes out as bytes is what is rendered as text, whatever stands in the template and in the contact."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mailerd.campaigns import mime
 from mailerd.campaigns.templates.compiling import compile_template
 from mailerd.campaigns.templates.contexts import SAMPLE
 from mailerd.campaigns.templates.pieces import body_of
 from mailerd.campaigns.templates.rendering import Prepared
-from mailerd.campaigns.templates.values import RenderError
+from mailerd.campaigns.templates.values import RenderError, TemplateError
+from mailerd.wire.compose import Address
 from mailerd.wire.dkim import is_canonical
 from mailerd.wire.message import MAX_LINE
+from mailerd.wire.smtp import dot_stuff, dot_unstuff
 
 LINKS = (
     '<p>{{ contact.first_name }}\n<a href="https://a.example/?x=1&amp;y=2">100 % a</a>\n<a href="https://b.example/">b</a>\n'
@@ -32,11 +37,6 @@ NAMES += [".", ".x", "a\n.b", "\r."]
 
 def prepared(html: str) -> Prepared:
     return Prepared(compile_template("Hello", f"<html><body>{html}</body></html>", "", "html", []))
-
-
-def has_dots(content: bytes) -> bool:
-    """At the beginning of any line."""
-    return any(line.startswith(b".") for line in content.split(b"\n"))
 
 
 def track(slot: int, url: str) -> str:
@@ -63,7 +63,6 @@ def test_bytes_are_what_the_text_is(html: str, name: str, tracked: bool) -> None
         assert lengths[0] == lengths[1] or max(lengths) <= MAX_LINE + 1
         assert content.isascii() == body.outline.isascii()
         assert is_canonical(content) == is_canonical(body.outline)
-        assert has_dots(content) == has_dots(body.outline)
     assert "{{" not in text.html
     assert "\0" not in text.html.replace(name, "")
 
@@ -73,3 +72,56 @@ def test_links_of_many_rounds_of_a_loop_count_as_output() -> None:
     made = prepared(html)
     with pytest.raises(RenderError, match="characters"):
         made.gather(SAMPLE, fixed={1: "https://t.example/c/" + "x" * 2_000})
+
+
+VALUES = [
+    *NAMES,
+    ".\n",
+    "\n.",
+    "\r\n.\r\n",
+    "x\r",
+    "\n",
+    "é",
+    "\x85.",
+    "\u2028.",
+    "\x0b.",
+    "x" * 990,
+    "é" * 499,
+    None,
+    True,
+    1.5,
+]
+PARTS = [
+    *("{{ contact.first_name }}", "{{ contact.last_name }}", "{{ contact.first_name ~ contact.last_name }}"),
+    *("\n", "\n.", ".", " ", "\n\n", ".x", "é", "x" * 200, "y" * 960, "\r\n", "\r", ".\r\n.", "<p>", "</p>", "{#\n#}."),
+    *("{% if contact.first_name %}.{% endif %}", "{% for i in range(3) %}.\n{{ contact.first_name }}{% endfor %}"),
+    *("{% set v %}\n.{{ contact.last_name }}{% endset %}{{ v }}", "{{ '\\r\\n.' }}", "{%- if 1 %}\n.{% endif -%}\n ."),
+    *("https://x.example/a?b=1 ", "https://x.example/{{ contact.first_name }} ", "{{ contact.first_name | upper }}"),
+    "<a href='https://x.example/?q=.&r'>l</a>",
+]
+TEMPLATES = st.lists(st.sampled_from(PARTS), min_size=1, max_size=8).map("".join)
+
+
+@given(TEMPLATES, TEMPLATES, st.sampled_from(VALUES), st.sampled_from(VALUES), st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_what_is_said_of_a_mail_is_true_of_it(html: str, text: str, first: object, last: object, tracked: bool) -> None:
+    try:
+        made = Prepared(compile_template("Hello", html, text, "html", []))
+        context = SAMPLE | {"contact": SAMPLE["contact"] | {"first_name": first, "last_name": last}}
+        fixed = {slot: track(slot, url) for slot, url in made.fixed} if tracked else None
+        written = made.gather(context, link=track if tracked else None, fixed=fixed).written()
+    except (TemplateError, RenderError):
+        return
+    head = mime.head(Address("news@shop.example", "Shop"), "", "", "")
+    mail = mime.mail(
+        head, b"To: c@example.org\r\n", b"Subject: s\r\n", "d", "<a@b>", html=written.html, text=written.text
+    )
+
+    assert not mail.canonical or is_canonical(mail.content.partition(b"\r\n\r\n")[2])
+    assert mail.content.count(b"\r") == mail.content.count(b"\n") == mail.content.count(b"\r\n")
+    assert max(map(len, mail.content.split(b"\r\n"))) <= MAX_LINE
+    for part in mail.content.split(b"--=_")[1:3]:
+        assert b"Encoding: 7bit" not in part or part.isascii()
+    stuffed = dot_stuff(mail.content)
+    assert stuffed.count(b"\r\n.\r\n") == 1
+    assert dot_unstuff(stuffed.removesuffix(b".\r\n")) == mail.content
