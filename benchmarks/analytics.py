@@ -94,9 +94,10 @@ QUARTER_HOURS = f"""
     SELECT campaign_id, date_bin('15 minutes', minute, 'epoch'), {", ".join(f"sum({n})" for n in USUAL.split(", "))}
       FROM campaign_minutes GROUP BY 1, 2 ORDER BY 1, 2
 """
-HOURS = f"""
-    INSERT INTO tenant_hours (tenant, hour, {USUAL})
-    SELECT t, $1::timestamptz - n * interval '1 hour', 5000, 5000, 4900, 1400, 300, 2000, 500, 900, 700
+TENANTS = f"""
+    INSERT INTO tenant_quarter_hours (tenant, quarter_hour, {USUAL})
+    SELECT t, date_bin('15 minutes', $1, 'epoch') - n * interval '15 minutes',
+           1250, 1250, 1225, 350, 75, 500, 125, 225, 175
       FROM unnest($3::text[]) AS t, generate_series(0, $2::int) AS n
 """
 # One contact got all campaigns, and opened each twice.
@@ -265,7 +266,7 @@ async def _fill(url: str, events: int, rounds: int) -> int:
         await write(DOMAINS, 2, CAMPAIGNS, min(1_000, share))
         await write(TOTALS.format(sums=SUMS))
         await write(LINKS, CAMPAIGNS)
-        await write(HOURS, NOW, 2 * 365 * 24, [TENANT, *(f"t{n}" for n in range(20))])
+        await write(TENANTS, NOW, 2 * 365 * 24 * 4, [TENANT, *(f"t{n}" for n in range(20))])
         await write(CONTACT, CONTACT_ID, TENANT)
         await write(MAIL_OF_CONTACT, CONTACT_ID, CAMPAIGNS, NOW)
         await write(HITS_OF_CONTACT, CONTACT_ID, CAMPAIGNS, NOW)
@@ -366,7 +367,7 @@ async def _plans(pool: Pool) -> dict[str, list[str]]:
             (LARGE, bounds, bounds[0], bounds[-1]),
         ),
         "a tenant": (
-            series.format(table="tenant_hours", key="tenant", moment="hour"),
+            series.format(table="tenant_quarter_hours", key="tenant", moment="quarter_hour"),
             (TENANT, bounds, bounds[0], bounds[-1]),
         ),
         "domains": (reports.DOMAINS.format(sort="sent"), (LARGE, 500, 0)),

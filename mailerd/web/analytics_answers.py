@@ -51,8 +51,8 @@ class SeriesQuery(Request, frozen=True, kw_only=True):
 class ReportQuery(Request, frozen=True, kw_only=True):
     """As of a campaign's time series; without `from` the last 30 days. The finest granularity is an hour.
 
-    What is kept are full hours of UTC, and each belongs to the period in which it begins: in zones that are half an
-    hour off, days begin with the first full hour of UTC after midnight.
+    Periods are those of the zone, to the quarter of an hour. Of what was counted by a mailerd that kept whole hours of
+    UTC only, some is kept so: such an hour belongs to the period in which it begins.
     """
 
     from_: Moment | None = field(default=None, name="from")

@@ -52,6 +52,9 @@ LEDGER = """
 """
 TABLES = ("campaign_totals", "campaign_quarter_hours", "campaign_minutes", "campaign_domains")
 SUMS = ", ".join(f"COALESCE(sum({name}), 0)::bigint AS {name}" for name in COUNTS)
+# In one statement: other campaigns may go on meanwhile.
+ROW = f"ROW({', '.join(f'sum({name})' for name in COUNTS)})"
+TENANTS_AGREE = f"SELECT (SELECT {ROW} FROM tenant_quarter_hours) = (SELECT {ROW} FROM campaign_totals)"
 FINISHED = """
     SELECT (SELECT status FROM campaigns WHERE id = $1) = 'sent'
        AND NOT EXISTS (SELECT FROM messages WHERE campaign = $2)
@@ -221,6 +224,8 @@ class CampaignRun:
             counted = {name: row[name] for name in COUNTS if row[name] and name != "deferred"}
             if counted != {name: count for name, count in wanted.items() if count}:
                 outcome.miscounted.append(f"{table}: {counted}")
+        if not await connection.fetchval(TENANTS_AGREE):
+            outcome.miscounted.append("tenant_quarter_hours")
         return outcome
 
 

@@ -148,6 +148,10 @@ async def test_a_time_series_has_every_period_and_sums_to_the_totals(api: Api) -
 
 async def test_periods_are_those_of_the_time_zone(api: Api) -> None:
     campaign = await story(api)
+    midnight = timedelta(hours=8, minutes=30)  # in India
+    for minutes in (-1, 0, 1):
+        click = PERSON | {"link": 1, "url": "other"}
+        await campaign.happened((3, "clicked", midnight + timedelta(minutes=minutes), click))
     query = "from=2026-11-20T10:00:00Z&to=2026-11-21T14:00:00Z&granularity=day&metrics=sent,clicks"
 
     kolkata = (await api.ask("GET", f"{campaign.path}/stats/timeseries?{query}&time_zone=asia/kolkata")).json
@@ -155,7 +159,7 @@ async def test_periods_are_those_of_the_time_zone(api: Api) -> None:
 
     assert kolkata["time_zone"] == "Asia/Kolkata"
     assert [each["start"] for each in kolkata["data"]] == ["2026-11-19T18:30:00Z", "2026-11-20T18:30:00Z"]
-    assert [each["clicks"] for each in kolkata["data"]] == [2, 1]
+    assert [each["clicks"] for each in kolkata["data"]] == [3, 3]
     assert report["data"] == kolkata["data"]
 
 

@@ -135,8 +135,12 @@ class ReportStore:
     async def tenant_series(
         self, tenant: str, bounds: Sequence[datetime], names: Collection[str]
     ) -> list[dict[str, int]]:
-        """The same of all campaigns of a tenant. An hour of UTC belongs to the period in which it begins."""
-        statement = _series("tenant_hours", "tenant", "hour", names)
+        """The same of all campaigns of a tenant, also those that were deleted; bounds are whole quarter hours.
+
+        Of what was counted before there were quarter hours (migration 0013), some is kept by whole hours of UTC: such
+        an hour belongs to the period in which it begins.
+        """
+        statement = _series("tenant_quarter_hours", "tenant", "quarter_hour", names)
         return await self._series(statement, tenant, bounds, names, late=True)
 
     async def _series(

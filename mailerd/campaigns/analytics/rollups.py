@@ -1,9 +1,9 @@
 """The roll-ups of campaigns: written with what they count, in one transaction.
 
 Lock order: whoever adds does so as the last thing of his transaction. Within it rows are locked table by table
-(campaign_totals, campaign_quarter_hours, campaign_minutes, campaign_domains, tenant_hours), each in the order of its
-key; so those who add at the same time wait for one another and never in a circle. A minute has its quarter of an hour,
-always: who holds that, holds its minutes.
+(campaign_totals, campaign_quarter_hours, campaign_minutes, campaign_domains, tenant_quarter_hours), each in the order
+of its key; so those who add at the same time wait for one another and never in a circle. A minute has its quarter of an
+hour, always: who holds that, holds its minutes. Those of tenants outlive both, and the campaigns.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ TOTALS = _upsert("campaign_totals", {"campaign_id": "bigint"})
 QUARTER_HOURS = _upsert("campaign_quarter_hours", {"campaign_id": "bigint", "quarter_hour": "timestamptz"})
 MINUTES = _upsert("campaign_minutes", {"campaign_id": "bigint", "minute": "timestamptz"})
 DOMAINS = _upsert("campaign_domains", {"campaign_id": "bigint", "domain": "text"}, "site")
-HOURS = _upsert("tenant_hours", {"tenant": "text", "hour": "timestamptz"})
+TENANTS = _upsert("tenant_quarter_hours", {"tenant": "text", "quarter_hour": "timestamptz"})
 
 
 class RollUpStore:
@@ -59,18 +59,19 @@ class RollUpStore:
         totals: Sums[tuple[int]] = {}
         quarter_hours: Sums[tuple[int, datetime]] = {}
         minutes: Sums[tuple[int, datetime]] = {}
-        hours: Sums[tuple[str, datetime]] = {}
+        tenants: Sums[tuple[str, datetime]] = {}
         for (campaign_id, tenant, minute), counts in finest.items():
             _add(totals, (campaign_id,), counts)
-            _add(quarter_hours, (campaign_id, quarter_hour(minute)), counts)
+            quarter = quarter_hour(minute)
+            _add(quarter_hours, (campaign_id, quarter), counts)
             _add(minutes, (campaign_id, minute), counts)
-            _add(hours, (tenant, minute.replace(minute=0)), counts)
+            _add(tenants, (tenant, quarter), counts)
         await connection.execute(TOTALS, *_columns(totals))
         await connection.execute(QUARTER_HOURS, *_columns(quarter_hours))
         await connection.execute(MINUTES, *_columns(minutes))
         keys, values = _split(domains)
         await connection.execute(DOMAINS, *keys, [sites.get(key, "") for key in sorted(domains)], *values)
-        await connection.execute(HOURS, *_columns(hours))
+        await connection.execute(TENANTS, *_columns(tenants))
 
 
 def quarter_hour(at: datetime) -> datetime:

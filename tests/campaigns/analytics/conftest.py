@@ -39,6 +39,11 @@ SUMMED = f"""
 QUARTER_HOURS = f"""
     SELECT campaign_id, quarter_hour, {", ".join(COUNTS)} FROM campaign_quarter_hours ORDER BY campaign_id, quarter_hour
 """
+TENANTS = f"SELECT tenant, quarter_hour, {', '.join(COUNTS)} FROM tenant_quarter_hours ORDER BY tenant, quarter_hour"
+OF_CAMPAIGNS = f"""
+    SELECT c.tenant, own.quarter_hour, {SUMS}
+      FROM campaign_quarter_hours AS own JOIN campaigns AS c ON c.id = own.campaign_id GROUP BY 1, 2 ORDER BY 1, 2
+"""
 
 
 class Campaign:
@@ -122,6 +127,11 @@ async def added(pool: Pool, *deltas: Delta) -> None:
 async def assert_in_step(pool: Pool) -> None:
     """The quarter hours are the sums of the minutes, row by row."""
     assert await pool.fetch(QUARTER_HOURS) == await pool.fetch(SUMMED)
+
+
+async def assert_tenants_in_step(pool: Pool) -> None:
+    """Those of tenants are the sums of those of their campaigns, row by row, where nothing was forgotten."""
+    assert await pool.fetch(TENANTS) == await pool.fetch(OF_CAMPAIGNS)
 
 
 def shown(rows: Sequence[Any], *names: str) -> list[tuple[Any, ...]]:

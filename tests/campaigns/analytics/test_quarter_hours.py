@@ -1,6 +1,7 @@
-"""Quarter hours of campaigns: the sums of their minutes always, and what reports of hours and longer are read from."""
+"""Quarter hours of campaigns and tenants: sums of their minutes, and what reports of hours and longer read."""
 
 import asyncio
+import random
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from mailerd.campaigns.analytics.retention import RetentionStore
 from mailerd.campaigns.analytics.rollups import RollUpStore
 from mailerd.db import Pool
 from mailerd.db.migrate import migrate, shipped
-from tests.campaigns.analytics.conftest import NOW, added, assert_in_step, begun
+from tests.campaigns.analytics.conftest import NOW, TENANTS, added, assert_in_step, assert_tenants_in_step, begun
 from tests.support.postgres import TestPostgres
 
 # Whole, half and three quarters of an hour from UTC, with clocks put by an hour and by half of one, north and south.
@@ -29,6 +30,16 @@ AROUND = [datetime.fromisoformat(f"{day}T00:00Z") for day in ("2026-03-29", "202
 LENGTH = timedelta(days=3)
 BEFORE = 12  # the version of databases without quarter hours
 VALUES = ", ".join(f"n - 7 * {i}" for i in range(len(COUNTS)))
+CAMPAIGNS = """
+    INSERT INTO campaigns (id, tenant, name, template_id, sender_email, created_by, status, created_at)
+    OVERRIDING SYSTEM VALUE
+    SELECT n, 'default', 'News', 1, 'news@example.com', 'test', 'sending', now() FROM generate_series(1, 3) AS n
+"""
+HOURS = f"""
+    INSERT INTO tenant_hours (tenant, hour, {", ".join(COUNTS)})
+    SELECT 'default', date_trunc('hour', minute), {", ".join(f"sum({name})" for name in COUNTS)}
+      FROM campaign_minutes GROUP BY 2
+"""
 WAITS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
@@ -75,6 +86,34 @@ async def test_periods_of_all_zones_have_the_counts_of_their_minutes(pool: Pool)
         assert found == by_hand(bounds, told)
 
     await asyncio.to_thread(check)
+
+
+async def test_periods_of_a_tenant_have_the_counts_of_the_minutes_of_its_campaigns(pool: Pool) -> None:
+    """At random moments, of two campaigns; and nothing of another tenant."""
+    chance = random.Random(7)
+    moments = [chance.choice(AROUND) + LENGTH * chance.random() for _ in range(3_000)]
+    told = [
+        Delta(
+            chance.choice((1, 2)),
+            "default",
+            at,
+            "d.example",
+            {"sent": n, "opens": 7, "delivered": chance.choice((-1, 1))},
+        )
+        for n, at in enumerate(moments)
+    ]
+    await added(pool, *told)
+    await added(pool, *(Delta(3, "other", at, "d.example", {"sent": 1_000_000}) for at in moments))
+    reports = ReportStore(Reading(pool))
+
+    for zone in ZONES:
+        for granularity in ("hour", "day", "week", "month"):
+            for day in AROUND:
+                bounds = periods(day, day + LENGTH, granularity, ZoneInfo(zone))
+                found = await reports.tenant_series("default", bounds, COUNTS)
+                own = [await reports.series(campaign_id, bounds, COUNTS) for campaign_id in (1, 2)]
+                assert found == by_hand(bounds, told)
+                assert found == [{name: a[name] + b[name] for name in COUNTS} for a, b in zip(*own, strict=True)]
 
 
 @pytest.mark.parametrize("zone", ZONES)
@@ -169,7 +208,7 @@ async def test_the_row_of_this_quarter_hour_stays_in_its_page_however_often_it_i
 
 @pytest.fixture
 async def former(postgres: TestPostgres) -> AsyncIterator[str]:
-    """The URL of one of the version before, with minutes of three campaigns."""
+    """The URL of one of the version before, with minutes of three campaigns, and the hours of their tenant."""
     name = await postgres.fresh(migrated=False)
     url = postgres.url_of(name)
     async with db.connected(url) as connection:
@@ -180,6 +219,8 @@ async def former(postgres: TestPostgres) -> AsyncIterator[str]:
             " FROM generate_series(1, 1000) AS n",
             AROUND[3],
         )
+        await connection.execute(CAMPAIGNS)
+        await connection.execute(HOURS)
     yield url
     await postgres.drop(name)
 
@@ -194,6 +235,42 @@ async def test_an_old_database_gets_the_quarter_hours_of_its_minutes(former: str
         assert await pool.fetchval("SELECT count(*) FROM campaign_quarter_hours") == 3 * 67
         await added(pool, delta(1, NOW, sent=1), delta(1, AROUND[3] + timedelta(minutes=3), sent=1))
         await assert_in_step(pool)
+
+
+async def test_an_old_database_gets_the_quarter_hours_of_its_tenants(former: str) -> None:
+    async with db.connected(former) as connection:
+        await migrate(connection)
+
+    async with await db.connect_pool(former, max=1) as pool:
+        await assert_tenants_in_step(pool)
+        assert await pool.fetchval("SELECT count(*) FROM tenant_quarter_hours") == 67
+        await added(pool, delta(1, NOW, sent=1), delta(2, AROUND[3] + timedelta(minutes=50), sent=1))
+        await assert_tenants_in_step(pool)
+
+
+async def test_hours_of_tenants_that_their_campaigns_do_not_explain_are_kept_whole(former: str) -> None:
+    """Of campaigns that were deleted, of minutes that were forgotten; and of a tenant who has nothing else."""
+    first = AROUND[3]
+    async with db.connected(former) as connection:
+        hour = "UPDATE tenant_hours SET opens = opens + 1 WHERE hour = $1"
+        await connection.execute(hour, first)
+        await connection.execute(
+            "DELETE FROM campaign_minutes WHERE minute = $1", first + timedelta(hours=2, minutes=7)
+        )
+        await connection.execute("INSERT INTO tenant_hours (tenant, hour, sent) VALUES ('other', $1, 5)", first)
+        kept = f"SELECT tenant, hour, {', '.join(COUNTS)} FROM tenant_hours"
+        whole = [tuple(row) for row in await connection.fetch(f"{kept} ORDER BY tenant, hour")]
+        await migrate(connection)
+
+    async with await db.connect_pool(former, max=1) as pool:
+        found = [tuple(row) for row in await pool.fetch(TENANTS)]
+    third = first + timedelta(hours=2)
+    wanted = [row for row in whole if row[0] == "other" or row[1] in (first, third)]
+    within = [row for row in found if row[0] == "other" or row[1].replace(minute=0) in (first, third)]
+    assert within == wanted
+    assert len(found) == 67 - 6 + 1
+    for place in range(2, len(COUNTS) + 2):
+        assert sum(row[place] for row in found) == sum(row[place] for row in whole)
 
 
 async def test_a_minute_that_is_being_written_while_the_database_is_migrated_is_in_its_quarter_hour(
