@@ -38,7 +38,7 @@ class Mark(IntFlag):
 
     NONE = 0
     OPENED = 1  # by a person
-    MACHINE_OPENED = 2  # by machines only, so far
+    MACHINE_OPENED = 2  # by a machine; it stays when a person does so as well
     CLICKED = 4
     MACHINE_CLICKED = 8
     UNSUBSCRIBED = 16

@@ -1,12 +1,16 @@
 """Who of a campaign's audience was reached, and who was not and why: the ledger, joined with the contacts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from mailerd.campaigns.ledger import Mark
 from mailerd.campaigns.values import Resend
 from mailerd.db import Pool
 
+# What contacts are asked for by, and told of.
+MARKS = {"opened": Mark.OPENED, "clicked": Mark.CLICKED, "unsubscribed": Mark.UNSUBSCRIBED,
+         "complained": Mark.COMPLAINED}  # fmt: skip
 LOOKED_AT = 20_000  # rows of the ledger for one page
 PAGE = """
     WITH seen AS MATERIALIZED (
@@ -42,6 +46,14 @@ class Reached:
     changed_at: datetime | None
     reason: str
 
+    @property
+    def done(self) -> dict[str, bool]:
+        """What was done with the mail: the words of `MARKS`, by people, and of machines what only they did so far."""
+        return {word: bool(self.marks & mark) for word, mark in MARKS.items()} | {
+            "machine_opened": self.marks & (Mark.OPENED | Mark.MACHINE_OPENED) == Mark.MACHINE_OPENED,
+            "machine_clicked": self.marks & (Mark.CLICKED | Mark.MACHINE_CLICKED) == Mark.MACHINE_CLICKED,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class ReachedPage:
@@ -49,6 +61,12 @@ class ReachedPage:
 
     data: list[Reached]
     after: int | None
+
+
+def marks_of(asked: Mapping[str, bool | None]) -> tuple[int, int]:
+    """`marked` and `unmarked` of `RecipientStore.page`, by words of `MARKS`; None: either way."""
+    marked = sum(int(MARKS[word]) for word, has in asked.items() if has is True)
+    return marked, sum(int(MARKS[word]) for word, has in asked.items() if has is False)
 
 
 class RecipientStore:

@@ -105,6 +105,7 @@ def draw_recipients(found: "list[Reached]", *, as_json: bool) -> None:
             "email_id": None if each.message_id is None else format_message_id(each.message_id),
             "changed_at": each.changed_at,
         }
+        | each.done
         for each in found
     ]
     if as_json:

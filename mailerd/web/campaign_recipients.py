@@ -10,8 +10,8 @@ import msgspec
 from aiohttp import web
 
 from mailerd.campaigns.contacts.csv_reading import without_formula
-from mailerd.campaigns.ledger import Mark, Status
-from mailerd.campaigns.recipients import Reached
+from mailerd.campaigns.ledger import Status
+from mailerd.campaigns.recipients import MARKS, Reached, marks_of
 from mailerd.queue.ids import CONTACT, format_id, format_message_id
 from mailerd.web.bodies import Request
 from mailerd.web.campaign_bodies import RecipientFilter, RecipientOfCampaign, RecipientPage, RecipientQuery
@@ -20,8 +20,6 @@ from mailerd.web.operations import JSON, Call, Operation, json_answer
 
 CSV = "text/csv"
 FILE_PAGE = 2_000  # contacts
-MARKS = {"opened": Mark.OPENED, "clicked": Mark.CLICKED, "unsubscribed": Mark.UNSUBSCRIBED,
-         "complained": Mark.COMPLAINED}  # fmt: skip
 
 
 class _RecipientSearch(Request, frozen=True):
@@ -61,12 +59,12 @@ async def recipients_file(call: Call) -> web.Response:
 
 def _wanted(query: RecipientFilter) -> dict[str, Any]:
     """As `RecipientStore.page` wants it."""
-    asked = [(mark, getattr(query, name)) for name, mark in MARKS.items()]
+    marked, unmarked = marks_of({word: getattr(query, word) for word in MARKS})
     return {
         "statuses": None if query.status is None else [int(Status[query.status.upper()])],
         "reason": query.reason,
-        "marked": sum(int(mark) for mark, has in asked if has is True),
-        "unmarked": sum(int(mark) for mark, has in asked if has is False),
+        "marked": marked,
+        "unmarked": unmarked,
     }
 
 
@@ -89,7 +87,6 @@ def _cell(value: object) -> str:
 
 
 def _reached(row: Reached) -> RecipientOfCampaign:
-    marks = Mark(row.marks)
     return RecipientOfCampaign(
         contact_id=format_id(CONTACT, row.contact_id),
         email=row.email or None,
@@ -98,12 +95,7 @@ def _reached(row: Reached) -> RecipientOfCampaign:
         email_id=None if row.message_id is None else format_message_id(row.message_id),
         due_at=row.due_at,
         changed_at=row.changed_at,
-        opened=Mark.OPENED in marks,
-        clicked=Mark.CLICKED in marks,
-        machine_opened=Mark.MACHINE_OPENED in marks,
-        machine_clicked=Mark.MACHINE_CLICKED in marks,
-        unsubscribed=Mark.UNSUBSCRIBED in marks,
-        complained=Mark.COMPLAINED in marks,
+        **row.done,
     )
 
 

@@ -1,6 +1,8 @@
 """`/api/v1/campaigns`: made, changed, checked, sent, steered, and who was reached."""
 
 import asyncio
+import csv
+import io
 from datetime import timedelta
 from typing import Any
 
@@ -350,6 +352,24 @@ async def test_who_was_not_reached_and_why_is_a_list(api: Api) -> None:
     assert [each["email"] for each in one["data"] + two["data"]] == ["reader2@example.net", "reader3@example.net"]
     assert (one["has_more"], two["has_more"]) == (True, False)
     assert (await api.ask("GET", f"{path}/recipients?cursor={cursor}")).status == 400
+
+
+async def test_what_a_person_did_as_well_is_not_said_to_be_by_machines_only(api: Api) -> None:
+    """As analytics counts it: `machine_…` are of contacts for whom no person did."""
+    path = await reached(api, 2, 2, 2, 2)
+    await api.relay.pool.execute(
+        "UPDATE campaign_contacts SET marks = (ARRAY[15, 11, 10, 14])[contact_id - (SELECT min(id) - 1 FROM contacts)]"
+    )
+
+    found = (await api.ask("GET", f"{path}/recipients")).json["data"]
+    file = list(csv.DictReader(io.StringIO((await api.ask("GET", f"{path}/recipients.csv")).text)))
+
+    names = ("opened", "machine_opened", "clicked", "machine_clicked")
+    expected = [
+        (True, False, True, False), (True, False, False, True), (False, True, False, True), (False, True, True, False)
+    ]  # fmt: skip
+    assert [tuple(each[name] for name in names) for each in found] == expected
+    assert [tuple(each[name] == "true" for name in names) for each in file] == expected
 
 
 async def test_those_who_were_not_reached_are_sent_to_again_by_one_call(api: Api) -> None:
