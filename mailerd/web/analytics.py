@@ -81,6 +81,10 @@ class Asked(NamedTuple):
         parts = {name for metric in self.metrics for name in RATES.get(metric, (metric,))}
         return [name for name in COUNTS if name in parts]
 
+    def local(self, at: datetime) -> str:
+        """It by the clocks of the zone that was asked for, with their offset."""
+        return at.astimezone(ZoneInfo(self.time_zone)).isoformat()
+
 
 # -- a campaign
 
@@ -242,7 +246,7 @@ def _report(asked: Asked, series: Sequence[Counts]) -> Report:
         time_zone=asked.time_zone,
         totals=Figures(**_figures(asked.metrics, added(series))),
         data=[
-            PeriodFigures(start=start, **_figures(asked.metrics, counts))
+            PeriodFigures(start=start, local_start=asked.local(start), **_figures(asked.metrics, counts))
             for start, counts in zip(asked.bounds, series, strict=False)
         ],
     )
@@ -254,10 +258,10 @@ def _figures(metrics: Collection[str], counts: Counts) -> dict[str, Any]:
 
 def _series_csv(asked: Asked, series: Sequence[Counts], name: str) -> web.Response:
     rows = [
-        [start.isoformat(), *_figures(asked.metrics, counts).values()]
+        [start.isoformat(), asked.local(start), *_figures(asked.metrics, counts).values()]
         for start, counts in zip(asked.bounds, series, strict=False)
     ]
-    return _csv(["start", *asked.metrics], rows, name)
+    return _csv(["start", "local_start", *asked.metrics], rows, name)
 
 
 def _csv(heads: Sequence[str], rows: Sequence[Sequence[object]], name: str) -> web.Response:

@@ -32,6 +32,13 @@ Metrics = Annotated[
     list[Annotated[str, Meta(max_length=500)]],
     Meta(max_length=50, description="Names of counts and rates, repeated or with commas between; none: all"),
 ]
+LocalMoment = Annotated[
+    str,
+    Meta(
+        description="The same moment by the clocks of the zone, with their offset: 2026-11-23T00:00:00+05:30",
+        extra_json_schema={"format": "date-time"},
+    ),
+]
 Zone = Annotated[str, Meta(max_length=64, description="IANA: Europe/Berlin")]
 
 
@@ -237,9 +244,10 @@ class Figures(Answer, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PeriodFigures(Figures, frozen=True, kw_only=True, omit_defaults=True):
-    """Of one period, which ends where the next begins."""
+    """Of one period, which ends where the next begins. `local_start` is `start` in the `time_zone` of the report."""
 
     start: datetime
+    local_start: LocalMoment
 
 
 class Report(Answer, frozen=True, kw_only=True):

@@ -142,7 +142,10 @@ async def test_a_time_series_has_every_period_and_sums_to_the_totals(api: Api) -
         assert answer["totals"]["open_rate"] == whole["open_rate"]
     hours = (await api.ask("GET", f"{campaign.path}/stats/timeseries?metrics=delivered,open_rate&metrics=opens")).json
     assert hours["granularity"] == "hour"
-    assert hours["data"][0] == {"start": "2026-11-20T10:00:00Z", "delivered": 6, "open_rate": 0.0, "opens": 0}
+    assert hours["data"][0] == {
+        "start": "2026-11-20T10:00:00Z", "local_start": "2026-11-20T10:00:00+00:00", "delivered": 6, "open_rate": 0.0,
+        "opens": 0,
+    }  # fmt: skip
     assert hours["data"][27]["delivered"] == -1  # the late bounce takes it back
 
 
@@ -159,8 +162,25 @@ async def test_periods_are_those_of_the_time_zone(api: Api) -> None:
 
     assert kolkata["time_zone"] == "Asia/Kolkata"
     assert [each["start"] for each in kolkata["data"]] == ["2026-11-19T18:30:00Z", "2026-11-20T18:30:00Z"]
+    days = ["2026-11-20T00:00:00+05:30", "2026-11-21T00:00:00+05:30"]
+    assert [each["local_start"] for each in kolkata["data"]] == days
     assert [each["clicks"] for each in kolkata["data"]] == [3, 3]
     assert report["data"] == kolkata["data"]
+    for path in (f"{campaign.path}/stats/timeseries.csv", "/api/v1/analytics/reports.csv"):
+        file = (await api.ask("GET", f"{path}?{query}&time_zone=Asia/Kolkata")).text
+        assert [each["local_start"] for each in csv.DictReader(io.StringIO(file))] == days
+
+
+async def test_an_hour_that_comes_twice_is_told_by_its_offset(api: Api) -> None:
+    query = "from=2026-10-25T00:00:00Z&to=2026-10-25T03:00:00Z&granularity=hour&time_zone=Europe/Berlin&metrics=sent"
+
+    report = (await api.ask("GET", f"/api/v1/analytics/reports?{query}")).json
+
+    assert [each["local_start"] for each in report["data"]] == [
+        "2026-10-25T02:00:00+02:00",
+        "2026-10-25T02:00:00+01:00",
+        "2026-10-25T03:00:00+01:00",
+    ]
 
 
 WRONG = (
@@ -226,10 +246,10 @@ async def test_csv_has_the_same_figures_and_no_formula(api: Api) -> None:
     report = await api.ask("GET", f"/api/v1/analytics/reports.csv?{query}")
 
     assert (links[0]["url"], links[0]["clicks"]) == ("'=cmd", "2")
-    assert rows[0] == ["start", "delivered", "open_rate"]
+    assert rows[0] == ["start", "local_start", "delivered", "open_rate"]
     assert (rows[1], rows[28]) == (
-        ["2026-11-20T10:00:00+00:00", "6", "0.0"],
-        ["2026-11-21T13:00:00+00:00", "-1", "0.0"],
+        ["2026-11-20T10:00:00+00:00", "2026-11-20T10:00:00+00:00", "6", "0.0"],
+        ["2026-11-21T13:00:00+00:00", "2026-11-21T13:00:00+00:00", "-1", "0.0"],
     )
     assert report.text == series.text
     assert "attachment" in series.headers["Content-Disposition"]
