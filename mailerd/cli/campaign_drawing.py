@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 COUNTS = ("sent", "delivered", "opened", "clicked", "bounced", "unsubscribed", "complained", "failed", "suppressed",
           "cancelled", "in_doubt")  # fmt: skip
+SHOWN = (*COUNTS, "deferred")  # `deferred`: attempts, not contacts
 
 
 def plain(standing: "Standing") -> dict[str, Any]:
@@ -133,20 +134,22 @@ def draw_findings(found: "Sequence[Finding]", *, as_json: bool) -> None:
 
 def draw_analytics(standing: "Standing", *, as_json: bool) -> None:
     from mailerd.campaigns.analytics.counts import COUNTS as NAMES
+    from mailerd.campaigns.analytics.counts import in_queue
     from mailerd.campaigns.analytics.rates import rates
     from mailerd.cli.output import console, facts, print_json
 
     counts = {name: standing.counts.get(name, 0) for name in NAMES}
-    told = rates(counts)
+    told, waiting = rates(counts), in_queue(counts)
     if as_json:
-        print_json({"campaign_id": standing.campaign.name_outside} | counts | told)
+        print_json({"campaign_id": standing.campaign.name_outside} | counts | {"in_queue": waiting} | told)
         return
     parts = {name.removesuffix("_rate"): f"{value:.2f} %" for name, value in told.items()}
     console().print(
         facts(
             [
                 ("campaign", f"{standing.campaign.name_outside} {standing.campaign.name}"),
-                *((name.replace("_", " "), f"{counts[name]:,}" if counts[name] else "") for name in COUNTS),
+                ("in queue", f"{waiting:,}" if waiting else ""),
+                *((name.replace("_", " "), f"{counts[name]:,}" if counts[name] else "") for name in SHOWN),
                 *((f"{name.replace('_', ' ')} rate", part) for name, part in parts.items()),
             ]
         )

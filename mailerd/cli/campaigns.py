@@ -27,6 +27,14 @@ app = typer.Typer(
 )
 StatusOption = Annotated[str | None, typer.Option("--status", metavar="WORD", help="Only those that stand so.")]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for those who look later.")]
+OpenedOption = Annotated[
+    bool | None, typer.Option("--opened/--not-opened", help="Who opened it: people, not machines.")
+]
+ClickedOption = Annotated[
+    bool | None, typer.Option("--clicked/--not-clicked", help="Who clicked: people, not machines.")
+]
+UnsubscribedOption = Annotated[bool | None, typer.Option("--unsubscribed/--not-unsubscribed", help="Who left by it.")]
+ComplainedOption = Annotated[bool | None, typer.Option("--complained/--not-complained", help="Who called it spam.")]
 WATCH_EVERY = 2.0  # seconds
 
 
@@ -176,21 +184,27 @@ def cancel(
 def recipients(
     campaign: CampaignArgument,
     status: StatusOption = None,
+    opened: OpenedOption = None,
+    clicked: ClickedOption = None,
+    unsubscribed: UnsubscribedOption = None,
+    complained: ComplainedOption = None,
     tenant: TenantOption = "default",
     limit: LimitOption = 100,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the contacts of a campaign and what became of the mail to each: who was not reached, and why.
+    """List the contacts of a campaign and what became of the mail to each: who was not reached, and why; who clicked.
 
     \b
     Examples:
       mailerd campaigns recipients cmp_17 --status suppressed
       mailerd campaigns recipients cmp_17 --status bounced --limit 1000000 --json
+      mailerd campaigns recipients cmp_17 --opened --not-clicked
     """
     from mailerd.cli.settings import load
 
-    found = asyncio.run(_recipients(load(config), tenant, number_of(campaign), status, limit))
+    did = {"opened": opened, "clicked": clicked, "unsubscribed": unsubscribed, "complained": complained}
+    found = asyncio.run(_recipients(load(config), tenant, number_of(campaign), status, did, limit))
     draw_recipients(found, as_json=as_json)
 
 
@@ -305,13 +319,17 @@ async def _stepped(
             return await life.cancel(id_, tenant, reason=more["reason"], **by)
 
 
-async def _recipients(settings: "Settings", tenant: str, id_: int, status: str | None, limit: int) -> "list[Reached]":
+async def _recipients(
+    settings: "Settings", tenant: str, id_: int, status: str | None, did: dict[str, bool | None], limit: int
+) -> "list[Reached]":
     from mailerd.campaigns.ledger import Status
+    from mailerd.campaigns.recipients import marks_of
     from mailerd.cli.settings import database
 
     words = {each.word: int(each) for each in Status}
     if status is not None and status not in words:
         raise typer.BadParameter(f"what becomes of a contact is {', '.join(words)}")
+    marked, unmarked = marks_of(did)
     async with database(settings) as pool:
         desk = desk_of(settings, pool)
         await standing_of(desk, id_, tenant)
@@ -324,6 +342,8 @@ async def _recipients(settings: "Settings", tenant: str, id_: int, status: str |
                 limit=min(limit - len(found), 1_000),
                 after=after,
                 statuses=None if status is None else [words[status]],
+                marked=marked,
+                unmarked=unmarked,
             )
             found, after = found + page.data, page.after
         return found

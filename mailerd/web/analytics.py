@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from aiohttp import web
 
 from mailerd.campaigns.analytics.contact_engagement import Entry, Place, behind
-from mailerd.campaigns.analytics.counts import COUNTS, Counts, added
+from mailerd.campaigns.analytics.counts import COUNTS, Counts, added, in_queue
 from mailerd.campaigns.analytics.periods import MAX_PERIODS, Granularity, TooManyPeriodsError, fitting, periods
 from mailerd.campaigns.analytics.rates import RATES, percent, rate, rates
 from mailerd.campaigns.analytics.reports import Subject
@@ -113,7 +113,7 @@ async def show(call: Call) -> web.Response:
         click_rate=rate("machine_click_rate", counts),
     )
     soft_bounced = counts["bounced"] - counts["hard_bounced"]
-    more = {"soft_bounced": soft_bounced, "in_queue": _in_queue(counts)}
+    more = {"soft_bounced": soft_bounced, "in_queue": in_queue(counts)}
     own = _shown(CampaignAnalytics, counts | rates(counts) | _facts(subject) | more)
     return json_answer(200, CampaignAnalytics(**own | {"machine": machine}))
 
@@ -133,15 +133,10 @@ async def realtime(call: Call) -> web.Response:
         "at": now,
         "complete": subject.written,
         "waiting": max(0, subject.audience - counts["queued"] - before),
-        "in_queue": _in_queue(counts),
+        "in_queue": in_queue(counts),
         "minutes": minutes[-query.minutes :],
     }
     return json_answer(200, CampaignRealtime(**_shown(CampaignRealtime, counts | pace | _facts(subject) | facts)))
-
-
-def _in_queue(counts: Mapping[str, int]) -> int:
-    """Handed over, and without an outcome so far."""
-    return max(0, counts["queued"] - counts["sent"] - counts["recalled"])
 
 
 def _facts(subject: Subject) -> dict[str, Any]:

@@ -125,13 +125,17 @@ async def test_a_campaign_is_checked_copied_and_scheduled(run: Run, pool: Pool) 
 async def test_what_came_of_a_campaign_is_shown(run: Run, pool: Pool) -> None:
     campaign = await make_campaign(pool, status="sent")
     await pool.execute(
-        "INSERT INTO campaign_totals (campaign_id, queued, sent, delivered, opened) VALUES ($1, 10, 10, 8, 2)",
+        "INSERT INTO campaign_totals (campaign_id, queued, sent, delivered, opened, deferred, recalled)"
+        " VALUES ($1, 1019, 10, 8, 2, 1234, 2)",
         campaign.id,
     )
 
     told = json.loads((await run("analytics", campaign.name_outside, "--json")).out)
-    assert (told["delivered"], told["open_rate"]) == (8, 25.0)
-    assert "25.00 %" in (await run("analytics", campaign.name_outside)).out
+    assert (told["delivered"], told["open_rate"], told["deferred"], told["in_queue"]) == (8, 25.0, 1234, 1007)
+    lines = [line.split() for line in (await run("analytics", campaign.name_outside)).out.splitlines()]
+    assert ["open", "rate", "25.00", "%"] in lines
+    assert ["in", "queue", "1,007"] in lines
+    assert ["deferred", "1,234"] in lines
 
 
 async def test_a_test_mail_is_asked_of_the_daemon(
@@ -199,6 +203,37 @@ async def test_campaigns_are_listed_and_so_are_their_recipients(run: Run, pool: 
     not_reached = await run("recipients", over.name_outside, "--status", "suppressed", "--json")
     assert [json.loads(not_reached.out)[name] for name in ("email", "reason")] == ["bob@example.net", "unsubscribed"]
     assert "ann@example.net" in (await run("recipients", over.name_outside)).out
+
+
+async def test_recipients_are_asked_for_by_what_they_did(run: Run, pool: Pool) -> None:
+    """The words are those of the API; what machines did is told, and is not what people did."""
+    await make_list(pool, "ann", "bob", "cid", "dan")
+    over = await make_campaign(pool, status="sent")
+    await pool.execute(
+        "INSERT INTO campaign_contacts (campaign_id, contact_id, due_at, waiting, status, marks)"
+        " SELECT $1, id, now(), false, CASE first_name WHEN 'dan' THEN 3 ELSE 2 END,"
+        " CASE first_name WHEN 'ann' THEN 1 | 4 | 8 WHEN 'bob' THEN 1 | 16 WHEN 'cid' THEN 2 | 8 | 32 ELSE 0 END"
+        " FROM contacts",
+        over.id,
+    )
+
+    async def found(*options: str) -> list[str]:
+        told = await run("recipients", over.name_outside, *options, "--json")
+        assert told.status == 0, told.err
+        return [json.loads(line)["email"][:3] for line in told.out.splitlines()]
+
+    assert await found("--opened") == ["ann", "bob"]
+    assert await found("--not-opened") == ["cid", "dan"]
+    assert await found("--opened", "--not-clicked") == ["bob"]
+    assert await found("--clicked") == ["ann"]
+    assert await found("--unsubscribed") == ["bob"]
+    assert await found("--not-unsubscribed", "--status", "delivered") == ["ann", "cid"]
+    assert await found("--complained") == ["cid"]
+    assert await found("--not-complained") == ["ann", "bob", "dan"]
+    rows = [json.loads(line) for line in (await run("recipients", over.name_outside, "--json")).out.splitlines()]
+    assert [(row["clicked"], row["machine_clicked"]) for row in rows] == [
+        (True, False), (False, False), (False, True), (False, False)
+    ]  # fmt: skip
 
 
 async def test_a_campaign_of_another_tenant_is_none(run: Run, pool: Pool) -> None:

@@ -65,6 +65,11 @@ def added(counts: Iterable[Counts]) -> dict[str, int]:
     return total
 
 
+def in_queue(counts: Counts) -> int:
+    """Mails that were handed over and have no outcome so far."""
+    return max(0, counts.get("queued", 0) - counts.get("sent", 0) - counts.get("recalled", 0))
+
+
 def all_of(counts: Counts) -> dict[str, int]:
     """Every count by its name, also those that are 0."""
     return {name: counts.get(name, 0) for name in COUNTS}
