@@ -105,11 +105,6 @@ class Standing:
     counts: dict[str, int]
 
     @property
-    def in_queue(self) -> int:
-        """Contacts whose mail was handed over, and has no outcome so far: deferred mail, too."""
-        return max(0, self.counts.get("queued", 0) - self.counts.get("sent", 0) - self.counts.get("recalled", 0))
-
-    @property
     def waiting(self) -> int:
         """Contacts of the ledger, as far as it is written, that are not handed over."""
         if self.run is None or self.run.state == "ended":

@@ -16,6 +16,8 @@ SHOWN = (*COUNTS, "deferred")  # `deferred`: attempts, not contacts
 
 
 def plain(standing: "Standing") -> dict[str, Any]:
+    from mailerd.campaigns.analytics.counts import in_queue
+
     campaign = standing.campaign
     return {
         "campaign_id": campaign.name_outside,
@@ -29,7 +31,7 @@ def plain(standing: "Standing") -> dict[str, Any]:
         "total": 0 if standing.run is None else standing.run.total,
         "waiting": standing.waiting,
         "handed_over": standing.counts.get("queued", 0),
-        "in_queue": standing.in_queue,
+        "in_queue": in_queue(standing.counts),
     } | {name: standing.counts.get(name, 0) for name in COUNTS}
 
 
