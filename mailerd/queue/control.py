@@ -22,9 +22,15 @@ from mailerd.queue.views import Steered
 CHANNEL = "mailerd_recall"
 RECALL_FOR = 2.0  # seconds that a command waits for workers to put mail back
 RECALL_EVERY = 0.1
+STEP = 20_000  # recipients of one transaction, about
+LOWEST, HIGHEST = -(2**63), 2**63 - 1  # ids of messages
 TRIES = 5  # of a transaction that lost against the workers' own
 
+Within: TypeAlias = tuple[
+    Any, ...
+]  # the first eleven parameters: `Selection.parameters`, and behind and up to which id
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+Work: TypeAlias = Callable[[Connection, Within], Awaitable[int]]  # of one step; how many recipients it has changed
 
 
 class Selection(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -81,38 +87,44 @@ MATCH = """
     AND ($7::text IS NULL OR m.credential = $7) AND ($8::text IS NULL OR m.tenant = $8)
     AND ($9::text IS NULL OR m.campaign = $9)
 """
+# Of these, those of some messages: a command for millions is carried out in steps.
+WITHIN = "AND r.message_id > $10 AND r.message_id <= $11"
+LAST_OF_STEP = f"""
+    SELECT r.message_id FROM recipients AS r, messages AS m WHERE {MATCH} AND r.message_id > $10
+     ORDER BY r.message_id OFFSET $11 LIMIT 1
+"""
 EVENT = f"INSERT INTO events ({events.COLUMNS})"
 
 HOLD = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET held = true, reason = $10 FROM messages AS m WHERE {MATCH} AND NOT r.held
+        UPDATE recipients AS r SET held = true, reason = $12 FROM messages AS m WHERE {MATCH} {WITHIN} AND NOT r.held
      RETURNING r.message_id, r.n, r.address, m.tenant, m.stream, m.campaign
     )
-    {EVENT} SELECT $11, 'recipient.held', message_id, n, address, tenant, $12, stream, campaign FROM changed
+    {EVENT} SELECT $13, 'recipient.held', message_id, n, address, tenant, $14, stream, campaign FROM changed
 """
 RELEASE = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET held = false, reason = '' FROM messages AS m WHERE {MATCH} AND r.held
+        UPDATE recipients AS r SET held = false, reason = '' FROM messages AS m WHERE {MATCH} {WITHIN} AND r.held
      RETURNING r.message_id, r.n, r.address, r.queue, r.due_at, m.tenant, m.stream, m.campaign
     ), queue AS ({queue_up("changed")})
-    {EVENT} SELECT $10, 'recipient.released', message_id, n, address, tenant, $11, stream, campaign FROM changed
+    {EVENT} SELECT $12, 'recipient.released', message_id, n, address, tenant, $13, stream, campaign FROM changed
 """
 # The same without an event, while a command for good is carried out; should it die half way, the reason says so.
 FREEZE = f"""
     UPDATE recipients AS r SET held = true, reason = 'an operator began to return or cancel it: release it, or again'
-      FROM messages AS m WHERE {MATCH} AND NOT r.held
+      FROM messages AS m WHERE {MATCH} {WITHIN} AND NOT r.held
 """
 THAW = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET held = false, reason = '' FROM messages AS m WHERE {MATCH} AND r.held
+        UPDATE recipients AS r SET held = false, reason = '' FROM messages AS m WHERE {MATCH} {WITHIN} AND r.held
      RETURNING r.message_id, r.queue, r.due_at
     )
     {queue_up("changed")}
 """
 RESCHEDULE = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET due_at = LEAST($10, r.expires_at), reason = $11 FROM messages AS m
-         WHERE {MATCH} AND r.owner IS NULL AND NOT r.held
+        UPDATE recipients AS r SET due_at = LEAST($12, r.expires_at), reason = $13 FROM messages AS m
+         WHERE {MATCH} {WITHIN} AND r.owner IS NULL AND NOT r.held
      RETURNING r.message_id, r.queue, r.due_at
     ), queue AS ({queue_up("changed")})
     SELECT count(*) FROM changed
@@ -124,25 +136,25 @@ UNBLOCK = f"""
 # Expired on the operator's word: the sweep for expired mail writes the report to the sender.
 EXPIRE = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET expires_at = $10, returned = true, held = false FROM messages AS m
-         WHERE {MATCH} AND r.owner IS NULL
+        UPDATE recipients AS r SET expires_at = $12, returned = true, held = false FROM messages AS m
+         WHERE {MATCH} {WITHIN} AND r.owner IS NULL
      RETURNING 1
     )
     SELECT count(*) FROM changed
 """
 CANCEL = f"""
     WITH gone AS (
-        DELETE FROM recipients AS r USING messages AS m WHERE {MATCH} AND r.owner IS NULL
+        DELETE FROM recipients AS r USING messages AS m WHERE {MATCH} {WITHIN} AND r.owner IS NULL
      RETURNING r.message_id, r.n, r.address, m.tenant, m.stream, m.campaign
     ), rest AS (
         UPDATE messages SET pending = pending - of.recipients
           FROM (SELECT message_id, count(*)::int AS recipients FROM gone GROUP BY message_id) AS of
          WHERE id = of.message_id
     )
-    {EVENT} SELECT $10, 'recipient.cancelled', message_id, n, address, tenant, $11, stream, campaign FROM gone
+    {EVENT} SELECT $12, 'recipient.cancelled', message_id, n, address, tenant, $13, stream, campaign FROM gone
 """
 DELETE_FINISHED = """
-    DELETE FROM messages WHERE pending <= 0 AND ($1::bigint IS NULL OR id = $1)
+    DELETE FROM messages WHERE pending <= 0 AND ($1::bigint IS NULL OR id = $1) AND id > $2 AND id <= $3
         AND NOT EXISTS (SELECT FROM recipients WHERE message_id = messages.id)
 """
 COUNT = f"""
@@ -177,21 +189,22 @@ class Steer(Protocol):
 class ControlStore:
     """Carries out steering commands."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, keep_bodies: bool = False) -> None:
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, keep_bodies: bool = False, step: int = STEP) -> None:
         self._pool = pool
+        self._step = step
         self._keep_bodies = keep_bodies
 
     async def hold(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Keep matching mail where it is until it is released; it still expires."""
         command = Command(selection, actor, "hold", now)
-        changed = await self._run(command, HOLD, f"held by {actor}", now, command.facts)
+        changed = await self._each(command, HOLD, f"held by {actor}", now, command.facts)
         await self._recall(selection)
         return await self._steered(selection, changed)
 
     async def release(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Let held mail go on."""
         command = Command(selection, actor, "release", now)
-        changed = await self._run(command, RELEASE, now, command.facts)
+        changed = await self._each(command, RELEASE, now, command.facts)
         await self._wake()
         return await self._steered(selection, changed)
 
@@ -204,70 +217,92 @@ class ControlStore:
         await self._recall(selection)
         command = Command(selection, actor, "reschedule", now)
 
-        async def work(connection: Connection) -> int:
-            changed = await connection.fetchval(RESCHEDULE, *selection.parameters(), due_at, f"rescheduled by {actor}")
-            await connection.execute(UNBLOCK, *selection.parameters())
-            await _audit(connection, command)
-            return int(changed)
+        async def work(connection: Connection, within: Within) -> int:
+            return int(await connection.fetchval(RESCHEDULE, *within, due_at, f"rescheduled by {actor}"))
 
-        changed = await self._in_one(work)
+        changed = await self._in_steps(selection, work, command)
+        await self._pool.execute(UNBLOCK, *selection.parameters())
         await self._wake(UNBLOCK_ALL)
         return await self._steered(selection, changed)
 
     async def bounce(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Give up on matching mail; its senders are told."""
         command = Command(selection, actor, "bounce", now)
-        await self._do(FREEZE, selection)
+        await self._freeze(selection)
         await self._recall(selection)
 
-        async def work(connection: Connection) -> int:
-            changed = await connection.fetchval(EXPIRE, *selection.parameters(), now - timedelta(seconds=1))
+        async def work(connection: Connection, within: Within) -> int:
+            changed = await connection.fetchval(EXPIRE, *within, now - timedelta(seconds=1))
             # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
-            await connection.execute(THAW, *selection.parameters())
-            await _audit(connection, command)
+            await connection.execute(THAW, *within)
             return int(changed)
 
-        changed = await self._in_one(work)
+        changed = await self._in_steps(selection, work, command)
         await self._wake()
         return await self._steered(selection, changed)
 
     async def cancel(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Delete matching mail; nobody is told."""
         command = Command(selection, actor, "cancel", now)
-        await self._do(FREEZE, selection)
+        await self._freeze(selection)
         await self._recall(selection)
-        changed = await self._run(command, CANCEL, now, command.facts)
-        if not self._keep_bodies:
-            await self._pool.execute(DELETE_FINISHED, selection.message)
-        # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
-        await self._do(THAW, selection)
+
+        async def work(connection: Connection, within: Within) -> int:
+            tag = await connection.execute(CANCEL, *within, now, command.facts)
+            if not self._keep_bodies:
+                await connection.execute(DELETE_FINISHED, selection.message, *within[-2:])
+            # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
+            await connection.execute(THAW, *within)
+            return _rows(tag)
+
+        changed = await self._in_steps(selection, work, command)
         return await self._steered(selection, changed)
 
     async def knows(self, message: int, tenant: str) -> bool:
         """Was this message accepted from this tenant?"""
         return bool(await self._pool.fetchval(KNOWN, message, tenant))
 
-    async def _run(self, command: Command, statement: str, *parameters: Any) -> int:
-        async def work(connection: Connection) -> int:
-            tag = await connection.execute(statement, *command.selection.parameters(), *parameters)
-            await _audit(connection, command)
-            return int(tag.rpartition(" ")[2])
+    async def _each(self, command: Command, statement: str, *parameters: Any) -> int:
+        async def work(connection: Connection, within: Within) -> int:
+            return _rows(await connection.execute(statement, *within, *parameters))
 
-        return await self._in_one(work)
+        return await self._in_steps(command.selection, work, command)
 
-    async def _do(self, statement: str, selection: Selection) -> None:
-        async def work(connection: Connection) -> int:
-            await connection.execute(statement, *selection.parameters())
-            return 0
+    async def _freeze(self, selection: Selection) -> None:
+        async def work(connection: Connection, within: Within) -> int:
+            return _rows(await connection.execute(FREEZE, *within))
 
-        await self._in_one(work)
+        await self._in_steps(selection, work)
 
-    async def _in_one(self, work: Callable[[Connection], Awaitable[int]]) -> int:
+    async def _in_steps(
+        self,
+        selection: Selection,
+        work: Work,
+        audited: Command | None = None,
+    ) -> int:
+        """Do the work for some messages after the others, in one transaction each; the sum of what it says.
+
+        One transaction for millions would take minutes, let others wait for all of it, and be for nothing when its time
+        is over. What is `audited` is so with the first.
+        """
+        after, done = LOWEST, 0
+        while after < HIGHEST:
+            upto = None
+            if selection.message is None:
+                upto = await self._pool.fetchval(LAST_OF_STEP, *selection.parameters(), after, self._step)
+            within = (*selection.parameters(), after, HIGHEST if upto is None else upto)
+            done += await self._in_one(work, within, audited if after == LOWEST else None)
+            after = within[-1]
+        return done
+
+    async def _in_one(self, work: Work, within: Within, audited: Command | None) -> int:
         """Do the work in one transaction; again if it and the workers' own waited for one another."""
         for left in range(TRIES - 1, -1, -1):
             try:
                 async with self._pool.acquire() as connection, connection.transaction():
-                    return await work(connection)
+                    if audited is not None:
+                        await _audit(connection, audited)
+                    return await work(connection, within)
             except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
                 if not left:
                     raise
@@ -322,6 +357,11 @@ class MessageControl:
         if not await self._store.knows(message_id, tenant):
             return None
         return await command(Selection(message=message_id, tenant=tenant), actor=actor, now=self._clock())
+
+
+def _rows(tag: str) -> int:
+    """How many rows a statement has changed, of what the server says when it is done."""
+    return int(tag.rpartition(" ")[2])
 
 
 async def _audit(connection: Connection, command: Command) -> None:

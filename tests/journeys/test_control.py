@@ -4,15 +4,16 @@ from datetime import timedelta
 
 import pytest
 
-from mailerd.queue.control import FREEZE, ControlStore, MessageControl, Selection
+from mailerd.queue.control import FREEZE, HIGHEST, LOWEST, STEP, ControlStore, MessageControl, Selection
 from tests.support.dns_server import DnsServer
 from tests.support.relay import RunningRelay
 from tests.support.scripted_mx import Pause, ScriptedMx
 
 
-@pytest.fixture
-def control(relay: RunningRelay) -> ControlStore:
-    return ControlStore(relay.pool)
+@pytest.fixture(params=[STEP, 1])
+def control(relay: RunningRelay, request: pytest.FixtureRequest) -> ControlStore:
+    """At once, and in steps of the fewest recipients that one can have."""
+    return ControlStore(relay.pool, step=request.param)
 
 
 @pytest.fixture
@@ -39,6 +40,26 @@ async def test_held_mail_stays_until_it_is_released(
     assert await relay.states(receipt) == ["delivered", "delivered"]
     assert await relay.pool.fetchval("SELECT count(*) FROM audit") == 2
     assert "recipient.held" in await relay.events(receipt)
+
+
+async def test_all_mail_of_a_selection_is_steered_and_the_command_audited_once(
+    relay: RunningRelay, mx: ScriptedMx, control: ControlStore
+) -> None:
+    mx.on("RCPT TO:<", then="451 4.3.0 later")
+    receipts = [await relay.submit(f"a{n}@example.net", f"b{n}@example.net") for n in range(4)]
+    await relay.settled()
+    selection = Selection(domain="example.net")
+    assert (await control.hold(selection, actor="me", now=relay.clock.now)).changed == 8
+    assert (await control.release(selection, actor="me", now=relay.clock.now)).changed == 8
+    at = relay.clock.now + timedelta(hours=1)
+    assert (await control.reschedule(selection, due_at=at, actor="me", now=relay.clock.now)).changed == 8
+    gone = await control.cancel(selection, actor="me", now=relay.clock.now)
+
+    assert (gone.changed, gone.waiting) == (8, 0)
+    assert [await relay.states(receipt) for receipt in receipts] == [["cancelled"] * 2] * 4
+    assert await relay.pool.fetchval("SELECT count(*) FROM messages") == 0
+    actions = await relay.pool.fetch("SELECT action FROM audit ORDER BY at")
+    assert [row[0] for row in actions] == ["hold", "release", "reschedule", "cancel"]
 
 
 async def test_retry_makes_waiting_mail_due_now(relay: RunningRelay, control: ControlStore, later: None) -> None:
@@ -125,7 +146,7 @@ async def test_a_cancel_that_died_half_way_leaves_mail_held_with_the_reason_and_
     receipt = await relay.submit("a@example.net", "b@example.net")
     await relay.settled()
     selection = Selection(message=receipt.message_id)
-    await relay.pool.execute(FREEZE, *selection.parameters())
+    await relay.pool.execute(FREEZE, *selection.parameters(), LOWEST, HIGHEST)
     assert {recipient.state for recipient in (await relay.view(receipt)).recipients} == {"held"}
     assert "release it" in (await relay.view(receipt)).recipients[0].reason
 
