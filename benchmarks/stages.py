@@ -137,7 +137,8 @@ def shares(folded_stacks: str) -> dict[str, float]:
     counts: Counter[str] = Counter()
     for line in folded_stacks.splitlines():
         stack, _, count = line.rpartition(" ")
-        counts[stage_of(stack)] += int(count)
+        if count.isdecimal():  # a name that was read while it changed has bytes that end a line
+            counts[stage_of(stack)] += int(count)
     total = sum(counts.values()) or 1
     return {stage: count / total for stage, count in counts.items()}
 
