@@ -335,7 +335,7 @@ async def test_two_nodes_share_many_campaigns_that_are_due_and_check_few_of_them
 
     assert [await office.events(each) for each in campaigns] == [["campaign.started"]] * 40
     assert set(checked) == {each.id for each in campaigns}
-    assert len(checked) < 60
+    assert len(checked) < 75  # all of them twice are 80; what each takes first is by chance
 
 
 async def test_more_campaigns_than_a_page_that_others_have_in_hand_do_not_keep_a_tick(
