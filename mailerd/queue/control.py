@@ -26,9 +26,7 @@ STEP = 20_000  # recipients of one transaction, about
 LOWEST, HIGHEST = -(2**63), 2**63 - 1  # ids of messages
 TRIES = 5  # of a transaction that lost against the workers' own
 
-Within: TypeAlias = tuple[
-    Any, ...
-]  # the first eleven parameters: `Selection.parameters`, and behind and up to which id
+Within: TypeAlias = tuple[Any, ...]  # `Selection.parameters`, and behind which id and up to which
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Work: TypeAlias = Callable[[Connection, Within], Awaitable[int]]  # of one step; how many recipients it has changed
 
@@ -274,12 +272,7 @@ class ControlStore:
 
         await self._in_steps(selection, work)
 
-    async def _in_steps(
-        self,
-        selection: Selection,
-        work: Work,
-        audited: Command | None = None,
-    ) -> int:
+    async def _in_steps(self, selection: Selection, work: Work, audited: Command | None = None) -> int:
         """Do the work for some messages after the others, in one transaction each; the sum of what it says.
 
         One transaction for millions would take minutes, let others wait for all of it, and be for nothing when its time
