@@ -365,21 +365,21 @@ class QueueStore:
         worker: int,
         reports: Sequence[Message] = (),
         report_events: Sequence[Event] = (),
-        owners: dict[int, int] | None = None,
     ) -> None:
         """Record a batch of results in one transaction, with the reports to senders and suppressions that they caused.
 
         May be called again with the same batch after a lost connection: what was recorded stays as it is.
         """
-        parameters, several = _settle_parameters(batch, worker, keep_bodies=self._keep_bodies)
+        parameters, several = _settle_parameters(batch, reports, worker, keep_bodies=self._keep_bodies)
         suppressions = [settled.suppression for settled in batch if settled.suppression is not None]
         if not several and not reports and not suppressions:
             await self._pool.execute(SETTLE, *parameters)
             return
         async with self._pool.acquire() as connection, connection.transaction():
-            if reports:
-                await self.accept(reports, report_events, owners or {}, connection)
+            # First, for it locks the queues of the reports too, all of them in the order of names.
             recorded = await connection.execute(SETTLE, *parameters)
+            if reports:
+                await self.accept(reports, report_events, {}, connection)
             if suppressions and recorded != NOTHING_STORED:  # else they were recorded before, and must not count twice
                 await self._suppressions.record(suppressions, connection)
             if several and not self._keep_bodies:
@@ -568,13 +568,15 @@ def _alike(parameters: Sequence[Any]) -> tuple[str, tuple[Any, ...]] | None:
 
 
 def _settle_parameters(
-    batch: Sequence[Settled], worker: int, *, keep_bodies: bool
+    batch: Sequence[Settled], reports: Sequence[Message], worker: int, *, keep_bodies: bool
 ) -> tuple[tuple[Any, ...], list[int]]:
     """Parameters of SETTLE, and the messages that are finished only when their last recipient is."""
     finished = [settled.recipient for settled in batch if settled.due_at is None]
     deferred = [settled for settled in batch if settled.due_at is not None]
     messages = {recipient.message.id: recipient.message for recipient in finished}
     several = [message.id for message in messages.values() if keep_bodies or message.total > 1]
+    waiting = [(settled.recipient, settled.due_at) for settled in deferred if settled.due_at is not None]
+    waiting += [(recipient, recipient.due_at) for report in reports for recipient in report.recipients]
     parameters = (
         [recipient.message.id for recipient in finished],
         [recipient.n for recipient in finished],
@@ -587,7 +589,7 @@ def _settle_parameters(
         [settled.recipient.in_doubt for settled in deferred],
         [settled.recipient.delay_notified for settled in deferred],
         worker,
-        *_queues((settled.recipient, settled.due_at) for settled in deferred if settled.due_at),
+        *_queues(waiting),
         [message.id for message in messages.values() if not (keep_bodies or message.total > 1)],
         several,
         *events.parameters([settled.event for settled in batch if settled.event is not None]),

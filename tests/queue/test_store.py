@@ -16,6 +16,7 @@ from mailerd.queue.workers import WorkerStore
 from tests.queue.test_commit import accepted, mail
 
 HOUR = timedelta(hours=1)
+WAITS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 ROWS = "SELECT count(*) FROM large_contents"
 SIZES = [LARGE, SMALLEST, SMALLEST - 1, PART, PART + 1, 8 * PART, 8 * PART + 1, 16 * PART]
 
@@ -110,6 +111,32 @@ async def test_a_deferral_counts_only_from_who_owns_the_recipient(store: QueueSt
     await store.settle([later], worker=worker)
     assert tuple(await pool.fetchrow("SELECT owner, due_at, reason FROM recipients") or ()) == (None, due, "later")
     assert await store.next_due() == due
+
+
+async def test_a_result_and_its_report_lock_their_queues_in_the_order_of_all_others(
+    store: QueueStore, pool: Pool, worker: int
+) -> None:
+    """Each such deadlock costs a second, in which nobody else gets at these queues."""
+    first, last, report = mail(domain="a.example"), mail(domain="z.example"), mail(domain="z.example")
+    queues = [each.recipients[0].queue for each in (first, last)]
+    await accept(store, first, owner=worker)
+    await accept(store, mail(domain="a.example"), last)  # the queues are there
+    due = datetime.now(UTC) + HOUR
+    async with pool.acquire() as other:
+        claiming = other.transaction()
+        await claiming.start()
+        await other.execute("SELECT FROM queues WHERE name = $1 FOR UPDATE", queues[0])
+        later = Settled(first.recipients[0], None, due, "later")
+        settling = asyncio.create_task(
+            store.settle([later], worker=worker, reports=[report], report_events=accepted(report))
+        )
+        while not await pool.fetchval(WAITS):
+            await asyncio.sleep(0.01)
+        assert await other.fetchval("SELECT name FROM queues WHERE name = $1 FOR UPDATE NOWAIT", queues[1]) == queues[1]
+        await claiming.commit()
+    await settling
+
+    assert await pool.fetchval("SELECT count(*) FROM recipients WHERE message_id = $1", report.id) == 1
 
 
 async def test_expired_mail_is_taken_in_whatever_state_it_waits(store: QueueStore, pool: Pool, worker: int) -> None:
