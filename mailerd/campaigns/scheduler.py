@@ -120,7 +120,7 @@ class Scheduler:
 
     async def _occurrence(self, campaign: Campaign) -> Campaign | None:
         async with self.pool.acquire() as connection, connection.transaction():
-            return await self._occur(campaign.id, connection)
+            return await self._occur(campaign, connection)
 
     async def _begin_alone(self, campaign: Campaign, wrong: Wrong) -> None:
         try:
@@ -156,12 +156,17 @@ class Scheduler:
             return LATE.format(late=_span(now - begin_at(campaign.timing, campaign.schedule_time)))
         return " ".join(finding.detail for finding in wrong)
 
-    async def _occur(self, id_: int, connection: Connection) -> Campaign | None:
-        """Make the campaign of this time, and go on to the next; of several missed only the last, if not too late."""
+    async def _occur(self, campaign: Campaign, connection: Connection) -> Campaign | None:
+        """Make the campaign of this time, and go on to the next; of several missed only the last, if not too late.
+
+        Whom another has taken on to its next time meanwhile, or who was changed, is left alone: it may not be due yet.
+        """
         made = None
-        locked = await self.store.locked_due([id_], connection)
+        locked = await self.store.locked_due([campaign.id], connection)
         parent = locked[0] if locked else None
-        if parent is None or parent.recurrence is None or parent.schedule_time is None:
+        if parent is None or parent.revision != campaign.revision or not self._may_begin(parent):
+            return None
+        if parent.recurrence is None or parent.schedule_time is None:
             return None
         now, rule = self.clock(), parent.recurrence
         # With local time each occurrence begins before its hour: what has begun somewhere is due.

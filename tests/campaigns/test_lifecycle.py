@@ -1,7 +1,7 @@
 """The life of a campaign: who may do what where it stands, what follows in the queue, and what its time brings."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +16,7 @@ from mailerd.campaigns.desk import CampaignDesk
 from mailerd.campaigns.lifecycle import WrongStatusError
 from mailerd.campaigns.recurrence import Recurrence
 from mailerd.campaigns.steering import LEASE
+from mailerd.campaigns.store import CampaignStore
 from mailerd.campaigns.timing import Timing
 from mailerd.campaigns.values import Campaign
 from mailerd.config import Config, Http, Tenant
@@ -409,6 +410,47 @@ async def test_a_recurring_one_makes_a_campaign_for_each_time(office: Office) ->
 
     assert await office.children(parent) == [(first + timedelta(days=day), "sending") for day in range(3)]
     assert (await office.row(parent)).status == "sent"
+
+
+class Overtaken(CampaignStore):
+    """Something else happens as soon as it has been asked what is still due."""
+
+    meanwhile: Callable[[], Awaitable[object]]
+
+    async def still_due(self, campaigns: Sequence[Campaign]) -> list[Campaign]:
+        due = await super().still_due(campaigns)
+        await self.meanwhile()
+        return due
+
+
+async def test_a_time_that_another_node_has_seen_to_is_not_followed_by_the_next_one_at_once(office: Office) -> None:
+    first = datetime(2027, 3, 1, 9, tzinfo=UTC)
+    parent = await office.scheduled(first, recurrence=Recurrence(every="day", at="09:00"))
+    store = Overtaken(office.pool)
+    store.meanwhile = office.desk.scheduler.tick
+    office.now = first
+    await replace(office.desk.scheduler, store=store).tick()
+
+    assert await office.children(parent) == [(first, "sending")]
+    assert (await office.row(parent)).schedule_time == first + timedelta(days=1)
+
+
+async def test_a_recurring_one_that_is_changed_while_it_is_looked_at_is_left_to_the_next_tick(office: Office) -> None:
+    first = datetime(2027, 3, 1, 9, tzinfo=UTC)
+    parent = await office.scheduled(first, recurrence=Recurrence(every="day", at="09:00"))
+
+    async def change() -> None:
+        async with office.pool.acquire() as connection, connection.transaction():
+            await office.desk.store.change(replace(parent, name="Summer"), office.now, connection)
+
+    store = Overtaken(office.pool)
+    store.meanwhile = change
+    office.now = first
+    await replace(office.desk.scheduler, store=store).tick()
+    assert await office.children(parent) == []
+
+    await office.desk.scheduler.tick()
+    assert await office.children(parent) == [(first, "sending")]
 
 
 async def test_a_paused_recurring_one_makes_none_and_goes_on_with_its_next_time(office: Office) -> None:
