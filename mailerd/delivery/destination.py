@@ -378,7 +378,7 @@ class Sessions:
         most = session.features.rcpt_max
         if most is not None and len(job.recipients) > most:  # RFC 9422: the host takes fewer
             destination.line.push_back(Job(job.message, job.recipients[most:]))
-            job = Job(job.message, job.recipients[:most])
+            job.recipients = job.recipients[:most]  # of this very job: whoever gives it back gives back no more
         self._look_ahead(destination, job)
         try:
             results = await self._attempts.run(session, job, where)

@@ -1,6 +1,7 @@
 """Sessions of a destination: whatever hosts do, every connection is given back and no job is forgotten."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -8,10 +9,13 @@ import pytest
 
 from mailerd.config import Duration
 from mailerd.config.shaping import parse_shaping
+from mailerd.delivery.attempt import Job, Where
+from mailerd.delivery.session import Session
+from mailerd.delivery.transaction import Result
 from mailerd.queue.control import Selection
 from tests.support.dns_server import DnsServer
-from tests.support.relay import RunningRelay, relay_config, running_relay
-from tests.support.scripted_mx import CLOSE, RESET, Pause, ScriptedMx, Step
+from tests.support.relay import Clock, RunningRelay, relay_config, running_relay
+from tests.support.scripted_mx import CLOSE, EXTENSIONS, RESET, Pause, ScriptedMx, Step
 
 RULES = parse_shaping({"shaping.yaml": "default: {per_path: {connections: 2, message_rate: 50/s}}"})
 
@@ -96,3 +100,37 @@ async def test_mail_to_many_sites_does_not_leave_a_connection_open_to_each(
             await relay.submit("bob@d29.example")  # by the connection that was used last, if it is open
             await relay.settled()
             assert len(mx.delivered) == 31
+
+
+async def test_of_a_job_that_a_host_takes_in_parts_only_the_part_that_failed_is_put_back(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        DnsServer() as dns,
+        ScriptedMx("127.0.0.2", name="mx.example.net", extensions=(*EXTENSIONS, "LIMITS RCPTMAX=1")) as mx,
+    ):
+        dns.add("mx.example.net", "A", "127.0.0.2")
+        dns.add("example.net", "MX", "10 mx.example.net.")
+        clock = Clock()
+        async with running_relay(relay_config(tmp_path, dns, mx.port), database, clock=clock) as relay:
+            attempts = relay.relay._attempts
+            run, failed = attempts.run, list[str]()
+
+            async def fail_once(session: Session, job: Job, where: Where) -> Sequence[Result] | None:
+                if not failed:
+                    failed.extend(recipient.address for recipient in job.recipients)
+                    raise RuntimeError("a fault of ours")
+                return await run(session, job, where)
+
+            monkeypatch.setattr(attempts, "run", fail_once)
+            receipt = await relay.submit("a@example.net", "b@example.net", "c@example.net")
+            await relay.settled()
+            assert failed == ["a@example.net"]
+            assert await relay.states(receipt) == ["queued", "delivered", "delivered"]
+            assert relay.relay.dispatcher.recipients_in_hand == 0
+
+            clock.advance(minutes=6)
+            await relay.run_once()
+            assert await relay.states(receipt) == ["delivered"] * 3
+            assert relay.relay.dispatcher.recipients_in_hand == 0
+        assert sorted(delivery.recipient for delivery in mx.delivered) == [f"{who}@example.net" for who in "abc"]
