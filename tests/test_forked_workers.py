@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, multiprocess
+from structlog.testing import capture_logs
 
 from mailerd.assignment import Assignment
 from mailerd.config.documents import Documents
@@ -114,6 +115,34 @@ async def test_workers_are_children_of_the_process_that_watches_them_and_one_tha
     assert all(parent_of(pid) == os.getpid() for pid in pids_of(workers))
 
 
+async def test_a_worker_that_cannot_be_started_is_tried_again_and_the_others_go_on(watched, tmp_path):
+    own, away = tmp_path / "python", tmp_path / "away"
+    own.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    own.chmod(0o755)
+    workers, deaths = watched(READY, python=str(own))
+    await workers.start()
+    first, second = pids_of(workers)
+    own.rename(away)
+    files = len(os.listdir("/proc/self/fd"))
+
+    with capture_logs() as logs:
+        os.kill(first, signal.SIGKILL)
+        assert await deaths.get() == first
+        async with asyncio.timeout(20):
+            while [each["event"] for each in logs].count("worker.not_started") < 2:
+                assert not any(task.done() for task in workers.tasks)
+                await asyncio.sleep(0.02)
+    assert pids_of(workers) == [second]
+    assert workers.ready_count == 1
+    assert len(os.listdir("/proc/self/fd")) < files  # without the control socket of the one that died
+
+    away.rename(own)
+    async with asyncio.timeout(20):
+        while workers.ready_count < 2:
+            await asyncio.sleep(0.02)
+    assert second in pids_of(workers)
+
+
 async def test_a_program_that_cannot_be_forked_is_started_for_each(watched):
     workers, deaths = watched(LONELY)
     await workers.start()
@@ -168,9 +197,11 @@ async def watched() -> AsyncIterator[object]:
     """Make two workers of a program, and the queue of the pids of those that died."""
     made = []
 
-    def make(program: str, *, silence: float = 30.0) -> tuple[Workers, asyncio.Queue[int]]:
+    def make(
+        program: str, *, python: str = sys.executable, silence: float = 30.0
+    ) -> tuple[Workers, asyncio.Queue[int]]:
         deaths: asyncio.Queue[int] = asyncio.Queue()
-        made.append(Workers(2, (sys.executable, "-c", program), NOTHING, [], deaths.put, silence=silence))
+        made.append(Workers(2, (python, "-c", program), NOTHING, [], deaths.put, silence=silence))
         return made[-1], deaths
 
     yield make

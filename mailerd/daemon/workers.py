@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import msgspec
 import structlog
@@ -124,26 +124,26 @@ class Birth:
     """The process that becomes a worker, or forks into several, and our ends of their control sockets."""
 
     def __init__(self, command: Sequence[str], assignments: Sequence[Assignment], descriptors: Sequence[int]) -> None:
-        pairs = [socket.socketpair() for _ in assignments]
-        self.controls = [ours for ours, _ in pairs]
-        theirs = [each for _, each in pairs]
-        # No pipe: more than it holds would keep us waiting until the worker reads. One that forks answers there, too.
-        self._given = os.fdopen(os.memfd_create("assignment"), "w+b")
-        for assignment, sock in zip(assignments, theirs, strict=True):
-            assigned = msgspec.structs.replace(assignment, control=sock.fileno())
-            self._given.write(msgspec.json.encode(assigned) + b"\n")
-        self._size = self._given.tell()
-        self._given.seek(0)
-        try:
+        self.controls: list[socket.socket] = []
+        with ExitStack() as theirs, ExitStack() as ours:
+            # No pipe: more than it holds would keep us waiting until the worker reads. One that forks answers there.
+            self._given = ours.enter_context(os.fdopen(os.memfd_create("assignment"), "w+b"))
+            passed = list(descriptors)
+            for assignment in assignments:
+                control, end = socket.socketpair()
+                self.controls.append(ours.enter_context(control))
+                passed.append(theirs.enter_context(end).fileno())
+                assigned = msgspec.structs.replace(assignment, control=passed[-1])
+                self._given.write(msgspec.json.encode(assigned) + b"\n")
+            self._size = self._given.tell()
+            self._given.seek(0)
             self.process = subprocess.Popen(
                 list(command),
                 stdin=self._given,
-                pass_fds=[*descriptors, *(sock.fileno() for sock in theirs)],
+                pass_fds=passed,
                 process_group=0,  # a terminal's Ctrl-C is for the main process, which ends workers in order
             )
-        finally:
-            for sock in theirs:
-                sock.close()
+            ours.pop_all()  # they stay open
 
     def forked(self) -> list[Adopted]:
         """The workers, once the process has ended that forked into them. Raises OSError when it did not."""
@@ -292,25 +292,36 @@ class Workers:
         loop = asyncio.get_running_loop()
         while not self._stopping:
             born = loop.time()
-            worker = self._born.pop(slot, None) or self._alone(slot)
-            self._living.add(worker)
-            log.info("worker.started", pid=worker.pid)
-            try:
-                status = await worker.died(self._one_more_ready)
-            finally:
-                if worker.process.returncode is not None:
-                    self._living.discard(worker)
+            died = await self._live(slot)
             if self._stopping:
                 return
-            log.error("worker.died", pid=worker.pid, status=status)
-            self.restarts += 1
             deaths += 1
             if not self._all_ready.is_set() and deaths >= GIVE_UP:
                 raise StartError("a worker died again and again while starting: the log above says why")
-            await self._tell_of(worker.pid)
+            if died is not None:
+                await self._tell_of(died)
             wait = RESTARTS[0] if loop.time() - born >= LONG_ENOUGH else wait
             await asyncio.sleep(wait)
             wait = min(2 * wait, longest)
+
+    async def _live(self, slot: int) -> int | None:
+        """The life of one worker; the pid of the one that died, None when none could be started."""
+        try:
+            worker = self._born.pop(slot, None) or self._alone(slot)
+        except OSError as error:  # no process, memory or descriptor is left for it: the others go on
+            log.error("worker.not_started", error=str(error))
+            return None
+        self._living.add(worker)
+        log.info("worker.started", pid=worker.pid)
+        try:
+            status = await worker.died(self._one_more_ready)
+        finally:
+            if worker.process.returncode is not None:
+                self._living.discard(worker)
+        if not self._stopping:
+            log.error("worker.died", pid=worker.pid, status=status)
+            self.restarts += 1
+        return worker.pid
 
     async def _tell_of(self, pid: int) -> None:
         wait, longest = RESTARTS
