@@ -83,8 +83,11 @@ class Checked:
     tree: nodes.Template | None = None
 
 
-def check(language: Language, source: str, pointer: str, *, internal: bool = False) -> Checked:
-    """Parse what a user wrote, and look at all of it; `internal`: what compiling puts in may be there too."""
+def check(language: Language, source: str, pointer: str, *, internal: bool = False, stored: bool = False) -> Checked:
+    """Parse what a user wrote, and look at all of it; `internal`: what compiling puts in may be there too.
+
+    `stored`: it was saved when a text could hold a NUL, and may still; who renders it leaves that out.
+    """
     found = Checked()
     try:
         found.tree = language.parse(source)
@@ -98,7 +101,7 @@ def check(language: Language, source: str, pointer: str, *, internal: bool = Fal
         found.problems.append(TemplateProblem("too_complex", "The template is nested too deeply.", pointer))
         return found
     seen: set[tuple[str, int | None]] = set()
-    for code, detail, line in _faults(found.tree, internal):
+    for code, detail, line in _faults(found.tree, internal, stored):
         if (detail, line) not in seen:
             seen.add((detail, line))
             found.problems.append(TemplateProblem(code, detail, pointer, line))
@@ -107,7 +110,7 @@ def check(language: Language, source: str, pointer: str, *, internal: bool = Fal
     return found
 
 
-def _faults(tree: nodes.Template, internal: bool) -> Iterator[tuple[str, str, int]]:
+def _faults(tree: nodes.Template, internal: bool, stored: bool) -> Iterator[tuple[str, str, int]]:
     """Code, detail and line of all that is not allowed. Goes on without recursion: depth is one of the bounds."""
     count = 0
     stack: list[tuple[nodes.Node, int, int]] = [(tree, 0, 0)]
@@ -128,11 +131,11 @@ def _faults(tree: nodes.Template, internal: bool) -> Iterator[tuple[str, str, in
         if isinstance(node, nodes.Call) and _is_range(node):
             children = [*node.args]
         else:
-            yield from _fault(node, internal)
+            yield from _fault(node, internal, stored)
         stack.extend((child, depth + 1, loops) for child in reversed(children))
 
 
-def _fault(node: nodes.Node, internal: bool) -> Iterator[tuple[str, str, int]]:
+def _fault(node: nodes.Node, internal: bool, stored: bool) -> Iterator[tuple[str, str, int]]:
     line = node.lineno
     if not isinstance(node, ALLOWED):
         detail = SAID.get(type(node), f"{type(node).__name__} is no part of templates.")
@@ -158,6 +161,8 @@ def _fault(node: nodes.Node, internal: bool) -> Iterator[tuple[str, str, int]]:
             yield "not_allowed", "Write {% set x %}…{% endset %}, and the filter where x is used.", line
         case nodes.For(recursive=True):
             yield "not_allowed", "Loops cannot call themselves.", line
+        case nodes.Const(value=str(text)) if "\0" in text and not stored:
+            yield "invalid_text", "A text in a tag has a NUL character (\\x00): no mail may have one.", line
         case nodes.Const(value=value) if isinstance(value, str) and len(value) > MAX_LITERAL:
             yield "too_complex", f"A text in a tag has more than {MAX_LITERAL:,} characters.", line
         case nodes.Const(value=value) if isinstance(value, int | float) and not -(10**15) <= value <= 10**15:

@@ -102,7 +102,7 @@ class Pieces:
     """All that is fixed in the code of a template."""
 
     def __init__(self, code: CodeType) -> None:
-        self._pieces = {id(text): Piece(text) for text in _texts(code) if "\r" not in text}
+        self._pieces = {id(text): Piece(text) for text in _texts(code) if "\r" not in text and not _has_nul(text)}
         self._code = code  # keeps the texts
 
     def gather(self, parts: Iterable[str], values: Mapping[int, str], most: int) -> "Gathered | None":
@@ -122,7 +122,10 @@ class Pieces:
 
 
 class Gathered(NamedTuple):
-    """One part of one mail: its texts, and the pieces that those are which are fixed."""
+    """One part of one mail: its texts, and the pieces that those are which are fixed.
+
+    A NUL that one of them has is left out of it: some servers do so themselves, and would find a lone dot behind it.
+    """
 
     texts: Sequence[str]
     pieces: Sequence[Piece | None]
@@ -131,7 +134,7 @@ class Gathered(NamedTuple):
     def text(self) -> str:
         values = self.values
         parts = zip(self.texts, self.pieces, strict=True)
-        return "".join([text if piece is None else piece.text(values) for text, piece in parts])
+        return "".join([text if piece is None else piece.text(values) for text, piece in parts]).replace("\0", "")
 
     def body(self) -> Body:
         """The same as content of a mail."""
@@ -145,7 +148,7 @@ class Gathered(NamedTuple):
                     contents += (content, value)
                     outlines += (outline, value)
                 content, outline = piece.last
-            elif "\r" in text:  # what its line ends are depends on what is around it
+            elif "\r" in text or "\0" in text:  # what lines it makes depends on what is around it
                 return body_of(self.text())
             else:
                 content = text.encode("utf-8", "replace")
@@ -166,6 +169,10 @@ def body_of(text: str) -> Body:
     if not content.endswith(b"\r\n"):
         content += b"\r\n"
     return Body([content], content)
+
+
+def _has_nul(text: str) -> bool:
+    return "\0" in text and "\0" in SLOT.sub("", text)
 
 
 def _texts(code: CodeType) -> Iterator[str]:

@@ -146,7 +146,7 @@ class _Code:
     """One source as code. `slots` is given for one that compiling has been through."""
 
     def __init__(self, language: Language, source: str, pointer: str, slots: frozenset[int] | None = None) -> None:
-        found = checking.check(language, source, pointer, internal=slots is not None)
+        found = checking.check(language, source, pointer, internal=slots is not None, stored=True)
         if found.tree is None or found.problems:
             raise TemplateError(found.problems)
         tree = slotted(checking.bind(found.tree, language), slots or ())

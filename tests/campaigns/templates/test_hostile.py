@@ -59,6 +59,7 @@ REFUSED = {
     "ifs": "{% if 1 %}" * 300 + "{% endif %}" * 300,
     "too many tags": "{{ a }}" * 6_000,
     "star": "{{ 'a' | replace(*contact.tags) }}",
+    "NUL": "{{ 'a\\x00' }}",
 }
 
 
@@ -70,6 +71,19 @@ def test_what_has_no_place_in_a_template_is_refused_with_a_reason(source: str) -
     assert caught.value.problems[0].detail
     with pytest.raises(TemplateError):
         compile_template(source[:499], "<p>x</p>", "x")
+
+
+@pytest.mark.parametrize("nul", ["\\x00", "\\0", "\\u0000", "\\N{NULL}"])
+@pytest.mark.parametrize("place", ["subject", "html_content", "text_content"])
+def test_a_text_with_a_nul_is_refused_and_its_place_is_named(place: str, nul: str) -> None:
+    sources = {"subject": "S", "html_content": "<p>x</p>", "text_content": "x"}
+    sources[place] += f"\n{{% if contact.x == 'a{nul}b' %}}y{{% endif %}}"
+    with pytest.raises(TemplateError) as caught:
+        compile_template(*sources.values())
+
+    (found,) = caught.value.problems
+    assert (found.code, found.pointer, found.line) == ("invalid_text", f"/{place}", 2)
+    assert "NUL" in found.detail
 
 
 STOPPED = {

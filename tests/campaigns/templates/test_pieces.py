@@ -1,5 +1,6 @@
 """What goes out as bytes is what is rendered as text, whatever stands in the template and in the contact."""
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,8 +64,37 @@ def test_bytes_are_what_the_text_is(html: str, name: str, tracked: bool) -> None
         assert lengths[0] == lengths[1] or max(lengths) <= MAX_LINE + 1
         assert content.isascii() == body.outline.isascii()
         assert is_canonical(content) == is_canonical(body.outline)
+        assert b"\0" not in content
     assert "{{" not in text.html
-    assert "\0" not in text.html.replace(name, "")
+    assert "\0" not in text.html + text.text + mail.subject
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello\n{{ 'NUL' }}.\nMAIL FROM:ceo",
+        "{{ 'NUL' }}{{ 'NUL' }}.\n",
+        "a\n{% if contact.email %}{{ 'NUL' }}{% endif %}.\nb",
+        "a{{ '\\nNUL.\\n' }}b",
+        "a\n{{ 'NU' ~ 'NUL' }}{{ contact.first_name | replace('Ann', 'NUL') }}\n.",
+        "a\n{% set x %}{{ 'NUL' }}{% endset %}{{ x }}.\nb",
+        "a{{ '\\rNUL\\n' }}.\nb",
+    ],
+)
+def test_a_nul_of_a_version_that_was_stored_before_does_not_leave(text: str) -> None:
+    compiled = compile_template("S{{ 'NUL' }}", f'<p>{text}</p><a href="https://a.example/">a</a>', text)
+    was = {name: getattr(compiled, name).replace("NUL", "\\x00") for name in ("subject", "html", "text")}
+    made = Prepared(msgspec.structs.replace(compiled, **was))
+
+    shown = made.render(SAMPLE)
+    mail = made.gather(SAMPLE).written()
+
+    assert "\0" not in mail.subject + shown.subject + shown.html + shown.text
+    for body, expected in ((mail.html, shown.html), (mail.text, shown.text)):
+        content = b"".join(body.parts)
+        assert content == b"".join(body_of(expected).parts)
+        assert b"\0" not in content
+        assert dot_stuff(content).count(b"\r\n.\r\n") == 1
 
 
 def test_links_of_many_rounds_of_a_loop_count_as_output() -> None:
@@ -122,6 +152,7 @@ def test_what_is_said_of_a_mail_is_true_of_it(html: str, text: str, first: objec
     assert max(map(len, mail.content.split(b"\r\n"))) <= MAX_LINE
     for part in mail.content.split(b"--=_")[1:3]:
         assert b"Encoding: 7bit" not in part or part.isascii()
+    assert b"\0" not in mail.content
     stuffed = dot_stuff(mail.content)
     assert stuffed.count(b"\r\n.\r\n") == 1
     assert dot_unstuff(stuffed.removesuffix(b".\r\n")) == mail.content
