@@ -139,6 +139,14 @@ async def test_a_result_and_its_report_lock_their_queues_in_the_order_of_all_oth
     assert await pool.fetchval("SELECT count(*) FROM recipients WHERE message_id = $1", report.id) == 1
 
 
+async def test_mail_held_while_it_is_in_memory_keeps_the_reason(store: QueueStore, pool: Pool, worker: int) -> None:
+    message = mail()
+    await accept(store, message, owner=worker)
+    await pool.execute("UPDATE recipients SET held = true, reason = 'held by ann'")
+    await store.settle([Settled(message.recipients[0], None, datetime.now(UTC), "")], worker=worker)
+    assert tuple(await pool.fetchrow("SELECT owner, reason FROM recipients") or ()) == (None, "held by ann")
+
+
 async def test_expired_mail_is_taken_in_whatever_state_it_waits(store: QueueStore, pool: Pool, worker: int) -> None:
     message = mail()
     await accept(store, message)
