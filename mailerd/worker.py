@@ -182,7 +182,8 @@ class Worker:
         await self._relay.start()
         if failpoints.ON:
             failpoints.reached("start.relay")
-        queued = QueuedMail(ControlStore(self._pool, keep_bodies=config.retention.bodies > 0), utc_now)
+        self._control = ControlStore(self._pool, keep_bodies=config.retention.bodies > 0)
+        queued = QueuedMail(self._control, utc_now)
         self._campaigns = CampaignDesk(
             lambda: self._settings.config, self._pool, queue=queued, clock=utc_now, prepared=prepared
         )
@@ -288,6 +289,7 @@ class Worker:
             upstreams=self._upstreams,
             webhooks=self._webhooks.desk,
             campaigns=self._campaigns,
+            control=self._control,
             text=lambda: self._settings.text,
             ping=self._leases.ping,
             stopping=self._stopping.is_set,

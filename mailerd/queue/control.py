@@ -5,7 +5,8 @@ back what they are not sending at this moment. Every command is written to the a
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -128,8 +129,13 @@ RESCHEDULE = f"""
     SELECT count(*) FROM changed
 """
 UNBLOCK = f"""
-    UPDATE queues SET blocked_until = NULL, reason = ''
-     WHERE name IN (SELECT r.queue FROM recipients AS r, messages AS m WHERE {MATCH})
+    WITH locked AS MATERIALIZED (
+        SELECT name FROM queues
+         WHERE blocked_until IS NOT NULL
+           AND name IN (SELECT r.queue FROM recipients AS r, messages AS m WHERE {MATCH} {WITHIN})
+         ORDER BY name COLLATE "C" FOR UPDATE
+    )
+    UPDATE queues SET blocked_until = NULL, reason = '' WHERE name IN (SELECT name FROM locked)
 """
 # Expired on the operator's word: the sweep for expired mail writes the report to the sender.
 EXPIRE = f"""
@@ -185,24 +191,25 @@ class Steer(Protocol):
 
 
 class ControlStore:
-    """Carries out steering commands."""
+    """Carries out steering commands. A process has one: the pool is also the mail's, and steering takes one connection."""
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, keep_bodies: bool = False, step: int = STEP) -> None:
         self._pool = pool
         self._step = step
         self._keep_bodies = keep_bodies
+        self._turn = asyncio.Lock()
 
     async def hold(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Keep matching mail where it is until it is released; it still expires."""
         command = Command(selection, actor, "hold", now)
-        changed = await self._each(command, HOLD, f"held by {actor}", now, command.facts)
+        changed = await self._each(selection, HOLD, f"held by {actor}", now, command.facts, audited=command)
         await self._recall(selection)
         return await self._steered(selection, changed)
 
     async def release(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Let held mail go on."""
         command = Command(selection, actor, "release", now)
-        changed = await self._each(command, RELEASE, now, command.facts)
+        changed = await self._each(selection, RELEASE, now, command.facts, audited=command)
         await self._wake()
         return await self._steered(selection, changed)
 
@@ -219,14 +226,14 @@ class ControlStore:
             return int(await connection.fetchval(RESCHEDULE, *within, due_at, f"rescheduled by {actor}"))
 
         changed = await self._in_steps(selection, work, command)
-        await self._pool.execute(UNBLOCK, *selection.parameters())
+        await self._each(selection, UNBLOCK)  # by itself: it locks other queues, and in another order
         await self._wake(UNBLOCK_ALL)
         return await self._steered(selection, changed)
 
     async def bounce(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Give up on matching mail; its senders are told."""
         command = Command(selection, actor, "bounce", now)
-        await self._freeze(selection)
+        await self._each(selection, FREEZE)
         await self._recall(selection)
 
         async def work(connection: Connection, within: Within) -> int:
@@ -242,7 +249,7 @@ class ControlStore:
     async def cancel(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Delete matching mail; nobody is told."""
         command = Command(selection, actor, "cancel", now)
-        await self._freeze(selection)
+        await self._each(selection, FREEZE)
         await self._recall(selection)
 
         async def work(connection: Connection, within: Within) -> int:
@@ -260,17 +267,13 @@ class ControlStore:
         """Was this message accepted from this tenant?"""
         return bool(await self._pool.fetchval(KNOWN, message, tenant))
 
-    async def _each(self, command: Command, statement: str, *parameters: Any) -> int:
+    async def _each(
+        self, selection: Selection, statement: str, *parameters: Any, audited: Command | None = None
+    ) -> int:
         async def work(connection: Connection, within: Within) -> int:
             return _rows(await connection.execute(statement, *within, *parameters))
 
-        return await self._in_steps(command.selection, work, command)
-
-    async def _freeze(self, selection: Selection) -> None:
-        async def work(connection: Connection, within: Within) -> int:
-            return _rows(await connection.execute(FREEZE, *within))
-
-        await self._in_steps(selection, work)
+        return await self._in_steps(selection, work, audited)
 
     async def _in_steps(self, selection: Selection, work: Work, audited: Command | None = None) -> int:
         """Do the work for some messages after the others, in one transaction each; the sum of what it says.
@@ -278,11 +281,12 @@ class ControlStore:
         One transaction for millions would take minutes, let others wait for all of it, and be for nothing when its time
         is over. What is `audited` is so with the first.
         """
+        if selection.message is not None:  # the narrowest, also for a plan that was made for others
+            return await self._in_one(work, (*selection.parameters(), selection.message - 1, selection.message), audited)
         after, done = LOWEST, 0
         while after < HIGHEST:
-            upto = None
-            if selection.message is None:
-                upto = await self._pool.fetchval(LAST_OF_STEP, *selection.parameters(), after, self._step)
+            async with self._connection() as connection:
+                upto = await connection.fetchval(LAST_OF_STEP, *selection.parameters(), after, self._step)
             within = (*selection.parameters(), after, HIGHEST if upto is None else upto)
             done += await self._in_one(work, within, audited if after == LOWEST else None)
             after = within[-1]
@@ -292,7 +296,7 @@ class ControlStore:
         """Do the work in one transaction; again if it and the workers' own waited for one another."""
         for left in range(TRIES - 1, -1, -1):
             try:
-                async with self._pool.acquire() as connection, connection.transaction():
+                async with self._connection() as connection, connection.transaction():
                     if audited is not None:
                         await _audit(connection, audited)
                     return await work(connection, within)
@@ -300,6 +304,12 @@ class ControlStore:
                 if not left:
                     raise
         raise AssertionError
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """Ours, one at a time however many commands there are: what sends and accepts has the others."""
+        async with self._turn, self._pool.acquire() as connection:
+            yield connection
 
     async def _recall(self, selection: Selection) -> None:
         """Ask the workers to put matching mail back, and give them a moment to do it."""
@@ -313,7 +323,8 @@ class ControlStore:
         await self._pool.execute(RECALL, CHANNEL, msgspec.json.encode(word).decode())
 
     async def _count(self, selection: Selection) -> asyncpg.Record:
-        row = await self._pool.fetchrow(COUNT, *selection.parameters())
+        async with self._connection() as connection:
+            row = await connection.fetchrow(COUNT, *selection.parameters())
         assert row is not None
         return row
 

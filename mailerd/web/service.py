@@ -60,6 +60,7 @@ class HttpService:
         upstreams: Upstreams,
         webhooks: WebhookDesk,
         campaigns: CampaignDesk,
+        control: ControlStore,
         text: Callable[[], ConfigText],
         ping: Callable[[], Awaitable[None]],
         stopping: Callable[[], bool],
@@ -73,6 +74,7 @@ class HttpService:
         self._upstreams = upstreams
         self._webhooks = webhooks
         self._campaigns = campaigns
+        self._control = control
         self._text = text
         self._ping = ping
         self._stopping = stopping
@@ -117,12 +119,11 @@ class HttpService:
     def _services(self) -> Services:
         pool, secret = self._pool, self._secret
         suppressions = self._relay.suppressions
-        keep_bodies = self._config().retention.bodies > 0
         return Services(
             submitter=self._relay.submitter,
             authenticator=self._authenticator,
             mail=TraceStore(pool),
-            control=MessageControl(ControlStore(pool, keep_bodies=keep_bodies), utc_now),
+            control=MessageControl(self._control, utc_now),
             explainer=lambda: self._relay.explainer(self._text()),
             effects=EffectStore(pool),
             events=EventSearchStore(pool),

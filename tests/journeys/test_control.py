@@ -1,9 +1,11 @@
 """Hold, release, retry, bounce, cancel: what operators do to waiting mail."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 
+from mailerd.db import Pool
 from mailerd.queue.control import FREEZE, HIGHEST, LOWEST, STEP, ControlStore, MessageControl, Selection
 from tests.support.dns_server import DnsServer
 from tests.support.relay import RunningRelay
@@ -69,6 +71,45 @@ async def test_retry_makes_waiting_mail_due_now(relay: RunningRelay, control: Co
     assert steered.changed == 2
     await relay.run_once()
     assert await relay.states(receipt) == ["delivered", "delivered"]
+
+
+async def test_retry_goes_on_when_it_and_a_claim_waited_for_each_others_queues(
+    relay: RunningRelay, control: ControlStore, later: None
+) -> None:
+    await relay.submit("a@example.net", "b@example.org")
+    await relay.settled()
+    await relay.pool.execute("UPDATE queues SET blocked_until = 'infinity', reason = 'no route'")
+    await control.hold(Selection(pool="default"), actor="me", now=relay.clock.now)  # so that nothing is rescheduled
+    async with relay.pool.acquire() as other, other.transaction():
+        await other.execute("SELECT FROM queues WHERE name LIKE '%/example.org' FOR UPDATE")
+        retry = asyncio.create_task(control.retry(Selection(pool="default"), actor="me", now=relay.clock.now))
+        await waiting_for_a_lock(relay.pool)
+        await other.execute("SELECT FROM queues WHERE name LIKE '%/example.net' FOR UPDATE")
+    await retry
+    assert await relay.pool.fetchval("SELECT count(*) FROM queues WHERE blocked_until IS NOT NULL") == 0
+
+
+async def test_commands_at_one_time_leave_the_connections_to_the_mail(
+    relay: RunningRelay, control: ControlStore, later: None
+) -> None:
+    """The pool of a worker has four: of these commands each waits for the locked row, or for its turn."""
+    await relay.submit("a@example.net", "b@example.net")
+    await relay.settled()
+    selection = Selection(domain="example.net")
+    async with relay.pool.acquire() as other, other.transaction():
+        await other.execute("SELECT FROM recipients FOR UPDATE")
+        held = [
+            asyncio.create_task(control.hold(selection, actor="me", now=relay.clock.now))
+            for _ in range(relay.pool.get_max_size())
+        ]
+        async with asyncio.timeout(5):
+            await waiting_for_a_lock(relay.pool)
+    assert sum([(await each).changed for each in held]) == 2
+
+
+async def waiting_for_a_lock(pool: Pool) -> None:
+    while not await pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+        await asyncio.sleep(0.01)
 
 
 async def test_cancelled_mail_is_gone_and_nobody_is_told(
