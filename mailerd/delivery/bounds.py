@@ -27,7 +27,7 @@ MOST_JITTER = 0.1  # of a period: more of a short one would cost too much
 WISH, WISH_FIRST = "!!", "!"  # end the names of meters that count who waits for a connection of another
 SCOPES = {
     "per_path": "{path}",
-    "per_source": "{path.source} to all of {path.provider}",
+    "per_source": "{source} to all of {path.provider}",
     "per_site": "all sources to {path.site}",
     "total": "all sources to {path.provider}",
 }
@@ -154,7 +154,7 @@ class Bounds:
         return _period(rate) / (math.floor(units + 1e-9) or units)
 
     def _cause(self, path: Path, scope: str, key: str) -> Cause:
-        name = f"{SCOPES[scope].format(path=path)}: {key.replace('_', ' ')}"
+        name = f"{SCOPES[scope].format(path=path, source=path.source or 'this host')}: {key.replace('_', ' ')}"
         value = getattr(getattr(path.limits, scope), key)
         allows = "" if key == "connections" else str(value)
         return Cause(name, self._book.place(path.provider, scope, key), allows=allows)

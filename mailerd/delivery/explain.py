@@ -40,7 +40,7 @@ from mailerd.delivery.explained import (
 )
 from mailerd.delivery.grants import Grants, GrantStore
 from mailerd.delivery.ledger import Ledger, Record
-from mailerd.delivery.paths import Constraint, Path, Wait
+from mailerd.delivery.paths import Constraint, Path, Wait, of_meter
 from mailerd.delivery.routing import Host, NoRoute, Route, Router
 from mailerd.delivery.shaping import RuleBook
 from mailerd.delivery.source_watch import SourceStates, SourceStore
@@ -566,7 +566,7 @@ class _Scene:
         used = [
             (record.held, record.touched, *path)
             for record in self._records
-            if (path := _path_of(record.name)) is not None
+            if (path := of_meter(record.name)) is not None
         ]
         return [(source, site) for _, _, source, site in sorted(used, reverse=True)]
 
@@ -592,15 +592,6 @@ class _Scene:
             return None
         until = self._clock() + timedelta(seconds=wait.seconds) if wait.seconds else None
         return Waiting(reason=wait.why, until=until)
-
-
-def _path_of(meter: str) -> tuple[str, str] | None:
-    """Source and site of a path's own meter; None for those of its rules, bytes, openings, and of who waits for one."""
-    source, arrow, site = meter.partition(">")
-    # A site's name may have a question mark, always before a dot; that of a rule's meter has one before the rule.
-    if not arrow or not site or " " in source or "#" in site or site.endswith("!") or "?" in site.replace("?.", ""):
-        return None
-    return source, site
 
 
 def hosts_of(site: str) -> list[str]:

@@ -1,7 +1,6 @@
 """What replies teach: the control loop's pace, limits of the host that we met, and brakes by the rules."""
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -14,7 +13,7 @@ from mailerd.delivery.bounds import MANY
 from mailerd.delivery.control import Pace
 from mailerd.delivery.effects import Effect
 from mailerd.delivery.ledger import Ledger
-from mailerd.delivery.paths import Path
+from mailerd.delivery.paths import Path, of_meter
 from mailerd.delivery.shaping import Learnt, RuleBook
 from mailerd.delivery.transaction import Result
 from mailerd.delivery.verdict import Kind, Outcome
@@ -24,7 +23,6 @@ FLUSH = 0.25  # seconds: deliveries are told to the control loop together
 FORGET_LEARNT = 86_400.0  # seconds
 FORGET_GUESSED = 3_600.0  # seconds: one recipient's own limit looks the same as that of a host
 LEAST_GUESSED = 10  # recipients of a transaction; fewer only if the host says how many
-PATH = re.compile(r"[^> ]*>[^#! ]*")  # a meter that is a path's own
 THROTTLING = frozenset({Kind.RATE_LIMITED, Kind.SPAM_BLOCK})
 
 
@@ -172,7 +170,7 @@ class Lessons:
     def forgive(self, paths: Iterable[Path]) -> None:
         """Forget what the control loop made of failures, on whatever path of this node; `paths`: those in use."""
         for record in self._ledger.records():
-            if PATH.fullmatch(record.name):
+            if of_meter(record.name) is not None:
                 self._ledger.update(self._ledger.meter(record.name), lambda _: control.START.pack())
         for path in paths:
             path.looked = -math.inf

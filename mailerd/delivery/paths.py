@@ -1,6 +1,7 @@
 """What a worker knows of a path, and the words in which it says that something must wait."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -11,6 +12,9 @@ from mailerd.delivery.control import Pace
 from mailerd.delivery.effects import Effect
 from mailerd.delivery.ledger import Charge, Hold, Meter
 from mailerd.delivery.shaping import ProviderLimits
+
+# A path's own meter; those of its rules have a space in front, the others something behind the site.
+METER = re.compile(r"(?P<source>[^> ]*)>(?P<site>[^#! ]+)")
 
 
 class Wish(Enum):
@@ -112,3 +116,9 @@ class Path:
     def book(self) -> str:
         """Under which name its warm-up is kept: the provider's, or its own where it belongs to none."""
         return self.site if self.provider == DEFAULT else self.provider
+
+
+def of_meter(name: str) -> tuple[str, str] | None:
+    """Source and site of a path's own meter; None for those of its rules, bytes, openings, and of who waits for one."""
+    match = METER.fullmatch(name)
+    return None if match is None else (match["source"], match["site"])

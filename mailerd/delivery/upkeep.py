@@ -28,7 +28,12 @@ EXCHANGE_EVERY = 2.0
 READ_AGAIN = 5.0  # seconds: what was notified while nobody listened
 ONCE_MORE = (2.0, 10.0)  # seconds after a reason has gone: what was being put off for it meanwhile
 # Reasons of due times that a limit gave, which may be another one by now: never those of replies.
-OF_LIMITS = (r"^warm-up of ", r"^(message|byte) rate of ", r"^(\S+|this host|all sources) to .+: [a-z ]+ \([^()]+\)$")
+OF_LIMITS = (
+    r"^warm-up of ",
+    r"^(message|byte) rate of ",
+    r"^(connections|rate) learnt from its replies \(",
+    r"^(\S+|this host|all sources) to .+: [a-z ]+ \(.+\)$",
+)
 REPORTS = "TLS reports"  # name of a task
 STOP = 2.0  # seconds for what has to be written down at the end
 

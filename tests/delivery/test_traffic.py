@@ -10,18 +10,22 @@ from typing import Any
 import pytest
 
 from mailerd.config import Config, Delivery
-from mailerd.config.shaping import parse_shaping
+from mailerd.config.shaping import Limits, parse_shaping
 from mailerd.db import Pool, connect_pool
 from mailerd.delivery.attempt import Job
 from mailerd.delivery.destination import PATIENCE
 from mailerd.delivery.effects import Effect, Effects, EffectStore
 from mailerd.delivery.grants import Grants, GrantStore
 from mailerd.delivery.ledger import Ledger
-from mailerd.delivery.paths import Wait
+from mailerd.delivery.paths import Wait, of_meter
 from mailerd.delivery.shaping import RuleBook
 from mailerd.delivery.traffic import MOST_POSTPONED, Traffic
+from mailerd.delivery.transaction import Result
+from mailerd.delivery.upkeep import OF_LIMITS
+from mailerd.delivery.verdict import classify
 from mailerd.delivery.warmup_budgets import WarmUps, WarmUpStore
 from mailerd.queue.mail import Message, Queue, Recipient
+from mailerd.wire.smtp import Reply
 
 NOW = datetime(2026, 11, 1, 9, tzinfo=UTC)
 SHAPING = """\
@@ -44,19 +48,43 @@ credentials: {shop: {message_rate: 1/min}}
 """
 
 
+# Each limit that there is, in each place.
+ALL_LIMITS = """\
+providers:
+  other:
+    match: {mx: [other.example]}
+    per_path: {connections: 1, connection_rate: 6/min, message_rate: 6/h, byte_rate: 1KB/s}
+    per_source: {connections: 4, connection_rate: 6/min, message_rate: 6/min, byte_rate: 1KB/s}
+    per_site: {connections: 4, connection_rate: 6/min, message_rate: 6/min, byte_rate: 1KB/s}
+    total: {connections: 4, connection_rate: 6/min, message_rate: 6/min, byte_rate: 1KB/s}
+domains: {x.example: {message_rate: 1/min, byte_rate: 1KB/s}}
+tenants: {t: {message_rate: 1/min, byte_rate: 1KB/s}}
+campaigns: {spring: {message_rate: 1/min, byte_rate: 1KB/s}}
+credentials: {c: {message_rate: 1/min, byte_rate: 1KB/s}}
+"""
+
+
 class World:
     """Traffic of one worker on a clock of its own."""
 
-    def __init__(self, pool: Pool, directory: Path, slot: int = 0, slots: int = 1) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        directory: Path,
+        slot: int = 0,
+        slots: int = 1,
+        *,
+        shaping: str = SHAPING,
+    ) -> None:
         self.seconds = 1_000.0
         self.ledger = Ledger(directory / "ledger", slot, slots, clock=lambda: self.seconds)
         self.effects = Effects(EffectStore(pool), self.now)
         self.brakes: list[Effect] = []
         self.grants = Grants(GrantStore(pool), self.ledger, "one", monotonic=lambda: self.seconds)
-        config = Config(delivery=Delivery(control=False))
+        config = Config(delivery=Delivery(control=shaping is not SHAPING))
         self.traffic = Traffic(
             config,
-            RuleBook(parse_shaping({"f.yaml": SHAPING}), config.delivery),
+            RuleBook(parse_shaping({"f (old).yaml" if shaping is ALL_LIMITS else "f.yaml": shaping}), config.delivery),
             ledger=self.ledger,
             effects=self.effects,
             warmups=WarmUps(config, WarmUpStore(pool), self.now),
@@ -131,6 +159,7 @@ def test_a_worker_sees_that_another_has_fewer_connections_and_use_for_more(pool:
     full = poor.traffic.connect(same)
     assert isinstance(full, Wait)
     poor.traffic.could_use_more(full)
+    assert {of_meter(record.name) for record in poor.ledger.records()} - {None} == {("a", "mx.x.example")}
     assert rich.traffic.uneven(path, 2)
     assert not poor.traffic.uneven(same, 1)
 
@@ -227,6 +256,30 @@ async def test_the_strictest_of_several_limits_and_brakes_holds(world: World) ->
     wait = world.traffic.admit(path, job())
     assert wait is not None
     assert "slowed to 30 messages a minute" in wait.why
+
+
+async def test_mail_that_waits_for_whatever_limit_is_found_by_its_reason_when_limits_are_others(
+    pool: Pool, tmp_path: Path
+) -> None:
+    reply = Reply(421, ("4.7.0 too many messages",))
+    causes = []
+    for shaping in (ALL_LIMITS, "providers: {other: {match: {mx: [other.example]}, per_path: {connections: 1000}}}"):
+        world = World(pool, tmp_path, shaping=shaping)
+        for source in ("", "a"):
+            path = world.traffic.path(source, "mx.other.example", "other")
+            for _ in range(3):
+                world.seconds += 10
+                world.traffic.lessons.note(path, [Result(classify(reply, "mail"), "mail", reply)], 1)
+            world.traffic.free(path)
+            causes += [*path.hold_causes, *path.opening_causes, *path.causes]
+        own = world.traffic._bounds.of_mail("t", "spring", "c", "x.example")
+        causes += own[1]
+        world.ledger.close()
+    named = {cause.name.rpartition(": ")[2].partition(" of ")[0] for cause in causes}
+    limits = {key.replace("_", " ") for key in Limits.__struct_fields__ if "_per_" not in key}
+    assert named == limits | {"connections learnt from its replies", "rate learnt from its replies"}
+    for cause in causes:
+        assert await pool.fetchval("SELECT $1 ~ ANY ($2::text[])", str(cause), OF_LIMITS), str(cause)
 
 
 def test_connections_are_opened_at_their_rate(world: World) -> None:

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 from mailerd.config import Pool, PoolSource, Source, WarmUpOf
 from mailerd.config.shaping import BUILTIN_NAME, builtin_shaping, parse_shaping
 from mailerd.delivery.effects import EffectStore, by_operator
-from mailerd.delivery.explain import ConfigText, Mail, _path_of, hosts_of
+from mailerd.delivery.explain import ConfigText, Mail, hosts_of
 from mailerd.delivery.explained import Explanation
+from mailerd.delivery.paths import of_meter
 from mailerd.delivery.routing import site_name
 from mailerd.intake.credentials import Credential
 from mailerd.queue.control import ControlStore, Selection
@@ -382,8 +383,12 @@ def test_the_hosts_of_a_fixed_route_are_read_from_its_name(site: str, hosts: lis
         ("mta1>mx.example.com", ("mta1", "mx.example.com")),
         (">127.0.0.1:2600", ("", "127.0.0.1:2600")),
         ("mta1>(alt1|alt2)?.gmail-smtp-in.l.google.com", ("mta1", "(alt1|alt2)?.gmail-smtp-in.l.google.com")),
-        ("mta1>google?too-fast", None),
+        ("mta1>(a|b)?~0123456789abcdef", ("mta1", "(a|b)?~0123456789abcdef")),
+        ("rule too-fast mta1>google", None),
         ("mta1>mx.example.com!", None),
+        ("mta1>mx.example.com!!", None),
+        ("mta1>mx.example.com!more", None),
+        ("mta1>mx.example.com!more0", None),
         ("mta1>mx.example.com#open", None),
         ("mta1@google", None),
         ("site mx.example.com", None),
@@ -391,4 +396,4 @@ def test_the_hosts_of_a_fixed_route_are_read_from_its_name(site: str, hosts: lis
     ],
 )
 def test_paths_are_told_from_other_meters(meter: str, path: tuple[str, str] | None) -> None:
-    assert _path_of(meter) == path
+    assert of_meter(meter) == path
