@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -109,6 +110,37 @@ def load_settings(assignment: Assignment, documents: Documents) -> Settings:
 def _own_name() -> str:
     """Asked once: it may take a name server, and should not change while we run."""
     return socket.getfqdn()
+
+
+async def listen(
+    url: str,
+    hearing: Mapping[str, Callable[[str], None]],
+    *,
+    begun: Callable[[], Awaitable[None]],
+    again: float = LISTEN_AGAIN,
+) -> None:
+    """Hand on what is told by NOTIFY on these channels, for ever; a lost connection is replaced after `again` seconds.
+
+    `begun` is awaited whenever nothing is missed any more: what was told before that was told to nobody.
+    """
+    while True:
+        lost = asyncio.Event()
+        connection = None
+        try:
+            connection = await asyncpg.connect(url)
+            connection.add_termination_listener(lambda _, lost=lost: lost.set())
+            for channel, hear in hearing.items():
+                await connection.add_listener(channel, lambda *heard, hear=hear: hear(str(heard[-1])))
+            await begun()
+            await lost.wait()
+        except LOST as error:
+            log.warning("recall.interrupted", error=str(error))
+        except Exception:
+            log.exception("recall.failed")
+        finally:
+            if connection is not None:
+                connection.terminate()
+        await asyncio.sleep(again)
 
 
 def tame_collector() -> None:
@@ -390,31 +422,33 @@ class Worker:
 
     async def _listen(self) -> None:
         """Follow what operators tell all workers."""
-        while True:
-            lost = asyncio.Event()
-            try:
-                connection = await asyncpg.connect(self._assignment.database_url)
-                connection.add_termination_listener(lambda _, lost=lost: lost.set())
-                await connection.add_listener(CHANNEL, self._on_recall)
-                await connection.add_listener(TRAFFIC, lambda *_: self._relay.upkeep.changed())
-                await connection.add_listener(CAMPAIGNS, lambda *_: self._sending.wake())
-                await connection.add_listener(WEBHOOKS, lambda *heard: self._webhooks.heard(str(heard[-1])))
-                await lost.wait()
-            except LOST as error:
-                log.warning("recall.interrupted", error=str(error))
-            except Exception:
-                log.exception("recall.failed")
-            await asyncio.sleep(LISTEN_AGAIN)
+        hearing: dict[str, Callable[[str], None]] = {
+            CHANNEL: self._on_recall,
+            TRAFFIC: lambda _: self._relay.upkeep.changed(),
+            CAMPAIGNS: lambda _: self._sending.wake(),
+            WEBHOOKS: self._webhooks.heard,
+        }
+        await listen(self._assignment.database_url, hearing, begun=self._catch_up)
 
-    def _on_recall(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        selection = msgspec.json.decode(str(payload), type=Selection)
+    async def _catch_up(self) -> None:
+        """Do what may have been told while nobody listened: above all, what was held is not sent."""
+        self._recalled(self._relay.dispatcher.recall_these(await self._leases.held(self._number)))
+        self._relay.upkeep.changed()
+        self._sending.wake()
+        self._relay.dispatcher.wake()
+
+    def _on_recall(self, payload: str) -> None:
+        selection = msgspec.json.decode(payload, type=Selection)
         dispatcher = self._relay.dispatcher
-        if count := dispatcher.recall(selection):
-            log.info("mail.recalled", recipients=count)
+        self._recalled(dispatcher.recall(selection))
         if selection == UNBLOCK_ALL:
             dispatcher.unblock()
         dispatcher.wake()
         self._sweep_now.set()
+
+    def _recalled(self, recipients: int) -> None:
+        if recipients:
+            log.info("mail.recalled", recipients=recipients)
 
     # the end
 

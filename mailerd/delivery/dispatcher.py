@@ -220,9 +220,13 @@ class Dispatcher:
             for group in by_domain.values():
                 try:
                     self._direct(message, group)
-                except Exception:  # nobody else holds them now
-                    log.exception("dispatch.crashed", message=format_message_id(message.id))
-                    self.put_back([Job(message, group)], self._clock() + AFTER_CRASH, CRASHED)
+                except Exception:
+                    self._crashed(Job(message, group))
+
+    def _crashed(self, job: Job) -> None:
+        """In an `except`: nobody else holds this job now."""
+        log.exception("dispatch.crashed", message=format_message_id(job.message.id))
+        self.put_back([job], self._clock() + AFTER_CRASH, CRASHED)
 
     def _cached(self, message: Message, domain: str) -> Route | NoRoute | None:
         return self._router.cached(
@@ -258,8 +262,7 @@ class Dispatcher:
             log.exception("route.crashed", domain=domain)
             self.put_back(self._routing.pop(key), self._clock() + AFTER_CRASH, CRASHED)
             return
-        for job in self._routing.pop(key):
-            self._put(route, job)
+        self.again(route, self._routing.pop(key))
 
     def _put(self, route: Route | NoRoute, job: Job) -> None:
         if self._stopping:
@@ -277,10 +280,13 @@ class Dispatcher:
             return
         self._sessions.add(destination, job)
 
-    def again(self, route: Route, jobs: Sequence[Job]) -> None:
-        """Choose another source for these, if there is one."""
+    def again(self, route: Route | NoRoute, jobs: Sequence[Job]) -> None:
+        """Choose a source for each of these, which nobody holds."""
         for job in jobs:
-            self._put(route, job)
+            try:
+                self._put(route, job)
+            except Exception:
+                self._crashed(job)
 
     def goes_for_queues(self, job: Job) -> bool:
         """Does what holds for this job hold for all mail of its queues: has it the same source and the same way?"""
@@ -647,11 +653,18 @@ class Dispatcher:
 
     def recall(self, selection: Selection) -> int:
         """Put back what is in hand, fits the selection and is not being sent; returns how many."""
+        return self._recall(selection.matches)
+
+    def recall_these(self, recipients: Container[tuple[int, int]]) -> int:
+        """The same of recipients by message id and n."""
+        return self._recall(lambda recipient: (recipient.message.id, recipient.n) in recipients)
+
+    def _recall(self, meant: Callable[[Recipient], bool]) -> int:
         recalled: list[Recipient] = []
         for destination in self._destinations.values():
-            destination.line.filter(lambda job: _split(job, selection, recalled))
+            destination.line.filter(lambda job: _split(job, meant, recalled))
         for key, jobs in self._routing.items():
-            self._routing[key] = [job for job in jobs if _split(job, selection, recalled)]
+            self._routing[key] = [job for job in jobs if _split(job, meant, recalled)]
         self._settler.add([Settled(recipient, None, recipient.due_at, "") for recipient in recalled])
         return len(recalled)
 
@@ -702,10 +715,10 @@ def _without(line: Line, pools: Container[str]) -> list[Job]:
     return taken
 
 
-def _split(job: Job, selection: Selection, chosen: list[Recipient]) -> bool:
-    """Take the recipients that fit out of the job and add them to `chosen`; False when none is left."""
-    chosen += [recipient for recipient in job.recipients if selection.matches(recipient)]
-    job.recipients = [recipient for recipient in job.recipients if not selection.matches(recipient)]
+def _split(job: Job, meant: Callable[[Recipient], bool], chosen: list[Recipient]) -> bool:
+    """Take the recipients that are meant out of the job and add them to `chosen`; False when none is left."""
+    chosen += [recipient for recipient in job.recipients if meant(recipient)]
+    job.recipients = [recipient for recipient in job.recipients if not meant(recipient)]
     return bool(job.recipients)
 
 

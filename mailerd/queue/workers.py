@@ -56,6 +56,7 @@ DELIVERED = f"""
            stream, campaign
       FROM finished
 """
+HELD = "SELECT message_id, n FROM recipients WHERE owner = $1 AND held"
 FORGET_FINISHED = "DELETE FROM messages WHERE id = ANY ($1::bigint[]) AND pending <= 0"
 FORGET = "DELETE FROM workers WHERE number = $1"
 QUIET = "SELECT FROM workers WHERE number = $1 FOR UPDATE"
@@ -99,6 +100,10 @@ class WorkerStore:
 
     async def all(self) -> list[Worker]:
         return [Worker(**row) for row in await self._pool.fetch(ALL)]
+
+    async def held(self, number: int) -> set[tuple[int, int]]:
+        """Message id and n of what a worker owns although an operator wants it kept."""
+        return {(row["message_id"], row["n"]) for row in await self._pool.fetch(HELD, number)}
 
     async def release(self, number: int, open_dots: Dots | None) -> int:
         """Free what a dead worker owned, and forget the worker; returns how many recipients.

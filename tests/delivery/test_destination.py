@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,8 @@ import pytest
 from mailerd.config import Duration
 from mailerd.config.shaping import parse_shaping
 from mailerd.delivery.attempt import Job, Where
+from mailerd.delivery.destination import CRASHED
+from mailerd.delivery.paths import Path as PathOf
 from mailerd.delivery.session import Session
 from mailerd.delivery.transaction import Result
 from mailerd.queue.control import Selection
@@ -134,3 +137,30 @@ async def test_of_a_job_that_a_host_takes_in_parts_only_the_part_that_failed_is_
             assert await relay.states(receipt) == ["delivered"] * 3
             assert relay.relay.dispatcher.recipients_in_hand == 0
         assert sorted(delivery.recipient for delivery in mx.delivered) == [f"{who}@example.net" for who in "abc"]
+
+
+async def test_a_job_for_which_no_path_is_found_keeps_no_other_from_its_way(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with DnsServer() as dns, ScriptedMx("127.0.0.2", name="mx.example.net") as mx:
+        dns.add("mx.example.net", "A", "127.0.0.2")
+        dns.add("example.net", "MX", "10 mx.example.net.")
+        async with running_relay(relay_config(tmp_path, dns, mx.port), database) as relay:
+            traffic, found = relay.relay.traffic, relay.relay.traffic.path
+
+            def broken_once(source: str, site: str, provider: str) -> PathOf:
+                monkeypatch.setattr(traffic, "path", found)
+                raise ZeroDivisionError
+
+            monkeypatch.setattr(traffic, "path", broken_once)
+            later = relay.clock.now + timedelta(hours=1)
+            for number in range(3):
+                await relay.submit(f"u{number}@example.net", not_before=later)
+            relay.clock.advance(hours=1)
+            relay.relay.dispatcher.wake()
+            async with asyncio.timeout(10):
+                while len(mx.delivered) < 2:
+                    await asyncio.sleep(0.02)
+            await relay.settled()
+            assert relay.relay.dispatcher.recipients_in_hand == 0
+            assert await relay.pool.fetchval("SELECT reason FROM recipients") == CRASHED

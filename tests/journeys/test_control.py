@@ -7,6 +7,7 @@ import pytest
 
 from mailerd.db import Pool
 from mailerd.queue.control import FREEZE, HIGHEST, LOWEST, STEP, ControlStore, MessageControl, Selection
+from mailerd.queue.workers import WorkerStore
 from tests.support.dns_server import DnsServer
 from tests.support.relay import RunningRelay
 from tests.support.scripted_mx import Pause, ScriptedMx
@@ -169,6 +170,20 @@ async def test_mail_in_memory_is_recalled(relay: RunningRelay, mx: ScriptedMx, c
     await control.hold(Selection(domain="example.net"), actor="me", now=relay.clock.now)
     await relay.settled()
     assert [(await relay.states(receipt))[0] for receipt in receipts] == ["held"] * 5
+
+
+async def test_mail_that_was_held_while_a_worker_heard_nothing_is_recalled_when_it_hears_again(
+    relay: RunningRelay, mx: ScriptedMx, control: ControlStore
+) -> None:
+    mx.on("CONNECT", [Pause(3.0), "220 hello"])  # longer than a command asks for it
+    held, other = await relay.submit("a@example.net"), await relay.submit("b@example.org")
+    steered = await control.hold(Selection(message=held.message_id), actor="me", now=relay.clock.now)
+    assert steered.changed == 1
+
+    workers = WorkerStore(relay.pool)
+    assert relay.relay.dispatcher.recall_these(await workers.held(relay.number)) == 1
+    await relay.settled()
+    assert [await relay.states(receipt) for receipt in (held, other)] == [["held"], ["delivered"]]
 
 
 async def test_mail_waiting_for_its_route_is_recalled_too(
