@@ -2,8 +2,8 @@
 
     scripts/bench readme            # `scripts/bench all` does it at its end
 
-NAME is one of `MADE`, or `FILE` or `FILE: TITLE`: the tables of the results file FILE.md, or the one whose title begins
-so. Nothing in README says a figure that is not in the results; a test compares the two.
+NAME is one of `MADE`, or `FILE` or `FILE: TITLE`: the tables of the results file FILE.md, or those whose title begins
+so; with `FILE: TITLE: WORD` only their rows that have this word. A test compares these blocks with the results.
 """
 
 import json
@@ -22,6 +22,7 @@ README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"(?P<begin><!-- figures: (?P<name>.+?) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"^\*\*(?P<title>.+)\*\*\n\n(?P<rows>(?:\|.*\n)+)", re.MULTILINE)
 NOTHING = "Not measured yet.\n"
+LEAST_STAGE = 20.0  # µs a message: what README names of the stages
 NO_FSYNC = "does not wait for the disk before it says 250: "
 
 # Why a peer may be ahead in a cell of the relay's table; the first one that fits. What none explains is told as such.
@@ -187,16 +188,26 @@ def block(name: str, results: Path) -> str:
     """Markdown."""
     if name in MADE:
         return MADE[name](results) or NOTHING
-    file, _, title = name.partition(": ")
+    file, title, word = (*name.split(": ", 2), "", "")[:3]
     if not re.fullmatch(r"[a-z-]+", file):
         raise ValueError(f"there are no figures {name!r}")
+    said = "\n".join(
+        f"**{found['title']}**\n\n{_with(word, found['rows'])}"
+        for found in _tables(file, results)
+        if found["title"].startswith(title)
+    )
+    return f"{said}\n{_source(file, results)}\n" if said else NOTHING
+
+
+def _tables(file: str, results: Path) -> list[re.Match[str]]:
     path = results / f"{file}.md"
-    tables = list(TABLE.finditer(path.read_text() + "\n")) if path.exists() else []
-    chosen = [found for found in tables if found["title"].startswith(title)]
-    if not chosen:
-        return NOTHING
-    said = "\n".join(f"**{found['title']}**\n\n{found['rows']}" for found in chosen)
-    return f"{said}\n{_source(file, results)}\n"
+    return list(TABLE.finditer(path.read_text() + "\n")) if path.exists() else []
+
+
+def _with(word: str, rows: str) -> str:
+    """Head and rule of a table, and its rows that have the word."""
+    lines = rows.splitlines(keepends=True)
+    return "".join(lines[:2] + [line for line in lines[2:] if word in line])
 
 
 def _source(name: str, results: Path) -> str:
@@ -232,7 +243,7 @@ def _machine(results: Path) -> str:
 
 
 def _usual(results: Path) -> str:
-    """Every peer in the usual cells: rate and CPU."""
+    """Every peer in the usual cells, rate and CPU; and the memory that it needed in any cell."""
     table = _table(results)
     rows = [
         [load.name, *(_figures(table, load.name, peer) for peer in table.peers)]
@@ -241,6 +252,7 @@ def _usual(results: Path) -> str:
     ]
     if not rows:
         return ""
+    rows.append(["memory (PSS) in all cells, MB", *(_memory(table, peer) for peer in table.peers)])
     said = _markdown(["messages a second, CPU of each", *table.peers], rows)
     return f"{said}\n{_source('relay', results)}\n"
 
@@ -250,6 +262,11 @@ def _figures(table: relay.Table, cell: str, peer: str) -> str:
         return "–"
     rate, cpu = (median(getattr(one, name) for one in runs) for name in ("rate", "cpu_us"))
     return f"{rate:,.0f}, {cpu / 1000:.2f} ms"
+
+
+def _memory(table: relay.Table, peer: str) -> str:
+    megabytes = [one.memory_mb for load in relay.every_load() for one in table.of(load.name, peer)]
+    return f"{min(megabytes):.0f} to {max(megabytes):.0f}" if megabytes else "–"
 
 
 def _whole(results: Path) -> str:
@@ -286,14 +303,31 @@ def _why(load: Load, peer: str) -> str:
 
 def _ahead_block(results: Path) -> str:
     table = _table(results)
-    rows = [
-        [load.name, peer, ", ".join(what), f"{rate:.2f}", f"{cpu:.2f}", why]
-        for load, peer, what, rate, cpu, why in _ahead(table)
-    ]
     if not table.runs:
         return ""
-    heads = ["cell", "peer", "ahead in", "mailerd's rate to it", "CPU", "why"]
+    cells: dict[tuple[str, str, str], list[str]] = {}
+    for load, peer, what, rate, cpu, why in _ahead(table):
+        cells.setdefault((peer, ", ".join(what), why), []).append(f"{load.name}: {rate:.2f}, {cpu:.2f}")
+    rows = [[peer, what, "<br>".join(mine), why] for (peer, what, why), mine in cells.items()]
+    heads = ["peer", "ahead in", "cells: mailerd's rate and CPU to it", "why"]
     return _markdown(heads, rows) if rows else "No peer is ahead in any cell.\n"
+
+
+# The stages.
+
+
+def _stages(results: Path) -> str:
+    """Those that take LEAST_STAGE somewhere; the others in one row."""
+    found = _tables("stages", results)
+    if not found:
+        return ""
+    heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in found[0]["rows"].splitlines())
+    *stages, all_ = rows
+    small = [row for row in stages if max(map(float, row[1:])) < LEAST_STAGE]
+    sums = [sum(float(row[place]) for row in small) for place in range(1, len(heads))]
+    rest = [f"{len(small)} others", *(f"{microseconds:.0f}" for microseconds in sums)]
+    said = _markdown(heads, [*(row for row in stages if row not in small), rest, all_])
+    return f"{said}\n{_source('stages', results)}\n"
 
 
 # All others.
@@ -351,5 +385,6 @@ MADE: Mapping[str, Callable[[Path], str]] = {
     "relay, usual cells": _usual,
     "relay, whole table": _whole,
     "relay, peers ahead": _ahead_block,
+    "stages, largest": _stages,
     "others": _others,
 }

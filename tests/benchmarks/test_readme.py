@@ -41,6 +41,25 @@ def test_a_block_is_written_anew_and_the_rest_is_left(tmp_path: Path) -> None:
     assert readme.rendered(written, tmp_path) == written
 
 
+def test_a_block_can_be_those_rows_that_have_a_word(tmp_path: Path) -> None:
+    (tmp_path / "latency.md").write_text("**Milliseconds at half load**\n\n| a |\n| --- |\n| due: 1 |\n| dot: 2 |\n")
+
+    written = readme.block("latency: Milliseconds: due", tmp_path)
+
+    assert "| a |\n| --- |\n| due: 1 |\n" in written
+    assert "dot" not in written
+
+
+def test_stages_that_take_little_are_one_row(tmp_path: Path) -> None:
+    rows = "| hash | 30 | 4 |\n| log | 11 | 15 |\n| claim | 3 | 2 |\n| all | 44 | 21 |\n"
+    (tmp_path / "stages.md").write_text(f"**CPU**\n\n| stage | in | out |\n| --- | ---: | ---: |\n{rows}")
+
+    written = readme.block("stages, largest", tmp_path)
+
+    assert "| hash | 30 | 4 |\n| 2 others | 14 | 17 |\n| all | 44 | 21 |\n" in written
+    assert "log" not in written
+
+
 def test_what_nobody_makes_is_an_error_and_what_was_not_measured_is_said(tmp_path: Path) -> None:
     assert readme.NOTHING in readme.rendered(README.format("latency"), tmp_path)
     with pytest.raises(ValueError, match="there are no figures 'relay, half of it'"):
@@ -52,7 +71,7 @@ def test_a_peer_that_is_ahead_is_named_with_the_reason(tmp_path: Path) -> None:
 
     written = readme.block("relay, peers ahead", tmp_path)
 
-    assert "| 10 KB, 20 kept, unsigned | opensmtpd | rate | 0.50 | 1.00 |" in written
+    assert "| opensmtpd | rate | 10 KB, 20 kept, unsigned: 0.50, 1.00 |" in written
     assert relay.PEERS["opensmtpd"].at_250 in written
     assert not readme.unexplained(tmp_path)
 
