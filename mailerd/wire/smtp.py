@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -114,17 +115,24 @@ class ReplyReader:
     def _take(self, line: bytes) -> Reply | None:
         if len(line) > MAX_LINE:
             raise _too_long()
-        match = _REPLY_LINE.fullmatch(line.rstrip(b"\r"))
-        if match is None:
-            raise RemoteProtocolError(f"not a reply line: {line[:80]!r}")
+        code, more, text = _reply_line(line)
         if len(self._lines) == MAX_LINES:
             raise RemoteProtocolError(f"reply of more than {MAX_LINES} lines")
-        code, more, text = match.groups(b"")
-        self._lines.append(text.decode("utf-8", "surrogateescape"))  # lose no byte
-        if more == b"-":
+        self._lines.append(text)
+        if more:
             return None
         lines, self._lines = self._lines, []
-        return Reply(int(code), tuple(lines))
+        return Reply(code, tuple(lines))
+
+
+@lru_cache(maxsize=64)  # hosts say the same words to each mail
+def _reply_line(line: bytes) -> tuple[int, bool, str]:
+    """The code, whether another line follows, and the words."""
+    match = _REPLY_LINE.fullmatch(line.rstrip(b"\r"))
+    if match is None:
+        raise RemoteProtocolError(f"not a reply line: {line[:80]!r}")
+    code, more, text = match.groups(b"")
+    return int(code), more == b"-", text.decode("utf-8", "surrogateescape")  # lose no byte
 
 
 def _too_long() -> RemoteProtocolError:
@@ -199,6 +207,7 @@ _NOT_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
 _NOTIFY = frozenset({"SUCCESS", "FAILURE", "DELAY"})
 
 
+@lru_cache(maxsize=256)  # most clients send from few addresses; what is refused is not kept
 def parse_mail(arg: str) -> MailCommand:
     """Read `FROM:<ann@b.example> SIZE=100 …`; raises Refused with the reply to give."""
     match = _FROM.fullmatch(arg) or _FROM_QUOTED.fullmatch(arg)

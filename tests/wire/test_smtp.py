@@ -44,6 +44,15 @@ def read(data: bytes, chunk: int) -> tuple[list[Reply], str]:
 # ---- replies
 
 
+def test_what_was_said_before_is_read_as_the_first_time() -> None:
+    data = b"250-first\r\n250 2.1.0 ok\r\n250 2.1.0 ok\r\n250 2.1.0 ok\r\nno reply\r\n"
+    expected = [Reply(250, ("first", "2.1.0 ok")), Reply(250, ("2.1.0 ok",)), Reply(250, ("2.1.0 ok",))]
+    for _ in range(2):
+        replies, problem = read(data, 1000)
+        assert replies == expected
+        assert problem == "not a reply line: b'no reply\\r'"
+
+
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize(
     ("data", "expected"),
