@@ -191,7 +191,7 @@ class Steer(Protocol):
 
 
 class ControlStore:
-    """Carries out steering commands. A process has one: the pool is also the mail's, and steering takes one connection."""
+    """Carries out steering commands. A process has one: its pool is also the mail's; steering takes one connection."""
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, keep_bodies: bool = False, step: int = STEP) -> None:
         self._pool = pool
@@ -282,7 +282,8 @@ class ControlStore:
         is over. What is `audited` is so with the first.
         """
         if selection.message is not None:  # the narrowest, also for a plan that was made for others
-            return await self._in_one(work, (*selection.parameters(), selection.message - 1, selection.message), audited)
+            within = (*selection.parameters(), selection.message - 1, selection.message)
+            return await self._in_one(work, within, audited)
         after, done = LOWEST, 0
         while after < HIGHEST:
             async with self._connection() as connection:

@@ -105,7 +105,8 @@ SETTLE = f"""
     ), deferred AS (
         UPDATE recipients
            SET owner = NULL, due_at = later.due_at, attempts = later.attempts,
-               reason = CASE WHEN held THEN recipients.reason ELSE later.reason END, last_reply = later.last_reply, in_doubt = later.in_doubt, delay_notified = later.delay_notified
+               reason = CASE WHEN held THEN recipients.reason ELSE later.reason END,
+               last_reply = later.last_reply, in_doubt = later.in_doubt, delay_notified = later.delay_notified
           FROM {rows(LATER, LATER_TYPES, first=3)} AS later
          WHERE recipients.message_id = later.message_id AND recipients.n = later.n AND recipients.owner = $11
      RETURNING recipients.message_id, recipients.n
