@@ -45,7 +45,10 @@ CLAIM_AT_ONCE = 500
 UNKNOWN_ROOM = 20  # recipients claimed of a queue whose route is not known yet
 LEAST_ROOM = 100  # jobs of a destination in memory; from there on as many as leave in two seconds
 KEPT = 1_000  # jobs of a destination in memory, for accepted mail
-LOOKED_AFTER = 0.2  # seconds: claims that found only queues to put off are repeated after that
+FEW = 50  # messages of a claim: after fewer, some more may come together in
+BETWEEN = 0.02  # seconds
+LOOKED_AFTER = 0.1  # seconds: claims that found only queues to put off are repeated after that,
+SOON = 2.0  # as long as a queue's time comes that was put off for less than so many seconds
 
 
 class Dispatcher:
@@ -98,10 +101,10 @@ class Dispatcher:
         self._wake = asyncio.Event()
         self._hungry = False  # there was more to claim than fitted
         self._cut: set[str] = set()  # campaigns that may have had more to claim than their share
-        # Of the loop's clock: until then queues have their turns at connections that are full.
-        self._lined_up_until = 0.0
+        self._crowded: set[str] = set()  # queues that have all of the memory that one may have, and more to claim
+        self._turns_until = 0.0  # of the loop's clock: then the last queue is due that was put off for a short time
         self._flows = FLOWS_AT_ONCE  # that the last look found mail of
-        self._each = float(UNKNOWN_ROOM)  # recipients that a claim finds in a queue
+        self._each = 1.0  # recipients that a claim finds in a queue
         self._turns = dict.fromkeys(range(LANES), "")  # lane → the flow that had its turn last
         self._claimed = False  # anything since the flows of some lane began to have their turns
         self._stopping = False
@@ -202,7 +205,7 @@ class Dispatcher:
     def release(self, recipients: Sequence[Recipient]) -> None:
         """These are settled."""
         self._memory.release(recipients)
-        if self._hungry and self._memory.half_empty:
+        if (self._hungry and self._memory.half_empty) or any(map(self._memory.roomy, self._crowded)):
             self._wake.set()
         elif self._cut:
             flows = self._cut & {recipient.message.flow for recipient in recipients}
@@ -403,11 +406,11 @@ class Dispatcher:
                 log.warning("claim.interrupted", error=str(error))
             except Exception:
                 log.exception("claim.failed")
-            if claimed or more:
+            if claimed >= FEW or more:
                 continue
+            turns = asyncio.get_running_loop().time() < self._turns_until
             with suppress(TimeoutError):
-                lined_up = asyncio.get_running_loop().time() < self._lined_up_until
-                async with asyncio.timeout(LOOKED_AFTER if put_off or lined_up else POLL):
+                async with asyncio.timeout(BETWEEN if claimed else LOOKED_AFTER if put_off or turns else POLL):
                     await self._wake.wait()
 
     def wake(self) -> None:
@@ -436,6 +439,7 @@ class Dispatcher:
             queues=max(LEAST_OF_FLOW, QUEUES_AT_ONCE // max(1, self._flows)),
         )
         self._cut.clear()
+        self._crowded.clear()
         self._flows = len({(queue.lane, queue.flow) for queue in queues})
         more = self._next_turns(last, lanes)
         self._starving.clear()
@@ -443,9 +447,8 @@ class Dispatcher:
         if put_off:
             waits = {queue: (now + timedelta(seconds=wait.seconds), wait.why) for queue, wait in put_off.items()}
             await self._store.put_off(waits, now=now)
-            last_turn = max((wait.seconds for wait in put_off.values() if wait.full is not None), default=-math.inf)
-            lined_up_until = asyncio.get_running_loop().time() + last_turn + LOOKED_AFTER
-            self._lined_up_until = max(self._lined_up_until, lined_up_until)
+            turn = max((wait.seconds for wait in put_off.values() if wait.seconds <= SOON), default=-math.inf)
+            self._turns_until = max(self._turns_until, asyncio.get_running_loop().time() + turn + LOOKED_AFTER)
         if not wanted:
             return 0, len(put_off), more
         claim = self._store.claim(wanted, now=now, worker=self._worker, bytes_=self._memory.bytes_left)
@@ -481,7 +484,7 @@ class Dispatcher:
         wanted: dict[str, int] = {}
         put_off: dict[Queue, Wait] = {}
         fitting: dict[int, dict[str, dict[int, dict[str, list[tuple[Queue, int]]]]]] = {}
-        promised: dict[Key, int] = {}
+        promised: dict[Key, float] = {}
         of_flows: dict[str, int] = {}
         for queue in queues:
             found = self._room(queue, promised)
@@ -503,9 +506,10 @@ class Dispatcher:
                 bulk -= count if precedence else 0
         return wanted, put_off
 
-    def _room(self, queue: Queue, promised: dict[Key, int]) -> int | Wait:
+    def _room(self, queue: Queue, promised: dict[Key, float]) -> int | Wait:
         """How many recipients of the queue could leave soon; a Wait: look again later; 0: that is for others."""
         if self._memory.crowded(queue.name):
+            self._crowded.add(queue.name)
             return 0
         if (wait := self._traffic.wait_of_queue(queue)) is not None and wait.seconds > PATIENCE:
             return wait
@@ -517,7 +521,7 @@ class Dispatcher:
         provider = self._provider(queue.domain, route)
         rooms: list[int] = []
         waits: list[Wait] = []
-        before = 0
+        before = 0.0
         for source in self._sources.of(queue.pool):
             path = self._traffic.path(source.name, route.site, provider)
             key = key_of(route, source, provider)
@@ -528,7 +532,7 @@ class Dispatcher:
                 waits.append(found)
             else:
                 rooms.append(found)
-                promised[key] = promised.get(key, 0) + min(found, math.ceil(self._each))
+                promised[key] = promised.get(key, 0) + min(found, self._each)
         if sum(rooms) > 0:
             return sum(rooms)
         if not waits or rooms:
@@ -538,7 +542,7 @@ class Dispatcher:
             return soonest
         # Mail of some sender may go another way: it is seen when it is claimed, and the other mail waits by itself.
         if soonest.full is None and before < UNKNOWN_ROOM:
-            return UNKNOWN_ROOM - before
+            return math.ceil(UNKNOWN_ROOM - before)
         return soonest._replace(seconds=min(soonest.seconds, POLL))
 
     def _of_campaign(self, queue: Queue, found: int, of_flows: dict[str, int]) -> int:
@@ -553,11 +557,11 @@ class Dispatcher:
         of_flows[flow] = of_flows.get(flow, 0) + min(found, math.ceil(self._each))
         return found
 
-    def _room_of(self, destination: Destination | None, path: Path, promised: int, *, first: bool) -> int | Wait:
+    def _room_of(self, destination: Destination | None, path: Path, promised: float, *, first: bool) -> int | Wait:
         wait = self._traffic.wait_of(path)
         if destination is not None and (until := self._sessions.blocked(destination)) is not None:
             if destination.blocked_by_policy:
-                return max(0, UNKNOWN_ROOM - promised)
+                return max(0, UNKNOWN_ROOM - math.ceil(promised))
             blocked = Wait((until - self._clock()).total_seconds(), destination.reason)
             if wait is None or wait.seconds < blocked.seconds:
                 wait = blocked
@@ -565,7 +569,7 @@ class Dispatcher:
             return wait._replace(seconds=self._traffic.postpone(path, wait))
         interval = self._traffic.interval(path)
         most = math.ceil(2 / interval) if interval else LEAST_ROOM + int(2 * self._traffic.measure(path))
-        waiting = promised + (len(destination.line) if destination is not None else 0)
+        waiting = math.ceil(promised) + (len(destination.line) if destination is not None else 0)
         if destination is None or not destination.sessions:
             if self._traffic.full(path):
                 return 0  # other workers of this node have its connections, and claim for them

@@ -15,6 +15,7 @@ ACCEPTED = 0.5  # of the memory, for accepted bulk mail,
 CLAIMED = 0.75  # claimed bulk mail,
 ACCEPTED_FIRST = 0.9  # accepted mail that goes first; when it is claimed, it may have all
 QUEUE_SHARE = 0.5  # of the memory may be taken by one queue
+ROOMY = 0.75  # of that share: when less is taken it may have more
 
 
 class Memory:
@@ -78,6 +79,10 @@ class Memory:
 
     def crowded(self, queue: str) -> bool:
         return self.of_queue[queue] >= self._limits.memory_messages * QUEUE_SHARE
+
+    def roomy(self, queue: str) -> bool:
+        """Is a good part free again of what one queue may have?"""
+        return self.of_queue[queue] < self._limits.memory_messages * QUEUE_SHARE * ROOMY
 
     def take(self, message: Message) -> None:
         """It is in our hands now."""

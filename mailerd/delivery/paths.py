@@ -100,8 +100,9 @@ class Path:
     booked: float = 0.0  # until then what is in memory and in queues takes the path
     late: float = 0.0  # of the queue that was put off last, behind the end of a long wait
     departed: int = 0
-    since: float = 0.0
-    rate: float = 0.0  # messages a second of this worker, measured
+    since: float = -math.inf
+    rate: float = 0.0  # messages a second of this worker,
+    measured: bool = False  # lately
     most_messages: int | None = None  # of a connection, as the host taught us
     most_recipients: int | None = None
     guessed_at: float | None = None  # when `most_recipients` began to be a guess

@@ -26,11 +26,15 @@ from mailerd.queue.mail import Queue, parts_of_flow
 
 log = structlog.get_logger()
 
-LEAST_POSTPONED = 0.2  # seconds
+LEAST_POSTPONED = 0.1  # seconds
 MOST_POSTPONED = 300.0  # seconds: then a queue is looked at again, whatever was thought of its path
 SPREAD = 60.0  # seconds over which queues come back after a longer wait
 LOOKS = 4.0  # times as many queues are looked at as messages leave, on a path that only connections limit,
-LEAST_LOOKS = 1_000.0  # but so many a second
+LEAST_LOOKS = 1_000.0  # but so many a second,
+FIRST_LOOKS = 10_000.0  # and so many on a path that is open, and of which it is not known yet how fast mail leaves
+WINDOW = 0.5  # seconds in which what leaves is counted;
+ENOUGH = 50  # messages are enough the first time,
+LATELY = 10.0  # and after so many seconds it is the first time again
 LEAST_FREED = 100.0  # looks a second for connections that several paths share, or LOOKS for each of them
 STARVING_ROOM = 5  # jobs without a connection in memory, more than connections that they may get,
 MOST_STARVING = 100  # of which so many count that are not free
@@ -340,7 +344,8 @@ class Traffic:
         connections bind, they come several times as fast, for the rate may have grown by then: a queue that is looked
         at in vain costs less than connections without mail.
         """
-        interval = self.interval(path) or 1 / max(LOOKS * path.rate, LEAST_LOOKS)
+        looks = max(LOOKS * path.rate, LEAST_LOOKS) if path.measured or wait.seconds else FIRST_LOOKS
+        interval = self.interval(path) or 1 / looks
         if wait.seconds > MOST_POSTPONED:  # with an end that is known, or is told
             path.late = (path.late + interval) % SPREAD
             return wait.seconds + path.late
@@ -349,13 +354,17 @@ class Traffic:
         return max(LEAST_POSTPONED, slot - now)
 
     def measure(self, path: Path) -> float:
-        """Messages a second that left by this worker lately."""
+        """Messages a second that left by this worker lately; 0 where that is not known."""
         now = self._now()
         passed = now - path.since
-        if passed >= 0.5:
-            path.rate = path.departed / passed if path.rate == 0 else (path.rate + path.departed / passed) / 2
-            path.departed = 0
-            path.since = now
+        if passed > LATELY:
+            path.rate, path.measured = 0.0, False
+            path.departed, path.since = 0, now
+        elif passed >= WINDOW or (not path.measured and path.departed >= ENOUGH):
+            rate = path.departed / max(passed, 1e-3)
+            path.rate = (path.rate + rate) / 2 if path.rate else rate
+            path.measured = True
+            path.departed, path.since = 0, now
         return path.rate
 
     # for people

@@ -123,6 +123,31 @@ def job(domain: str = "x.example", *, tenant: str = "t", campaign: str = "", cre
     return Job(message, list(message.recipients))
 
 
+def test_how_fast_mail_leaves_is_known_after_some_of_it_and_forgotten(world: World) -> None:
+    """Queues are looked at the sooner again the less is known, and at four times the rate."""
+    traffic, nothing = world.traffic, Wait(0.0, "1 message is before it")
+    path = traffic.path("a", "mx.x.example", "")
+    assert traffic.measure(path) == 0
+    first = [traffic.postpone(path, nothing) for _ in range(3_000)]
+    assert 0.2 < first[-1] < 0.4
+    world.seconds += 0.1
+    path.departed = 49
+    assert traffic.measure(path) == 0
+    path.departed = 50
+    assert traffic.measure(path) == pytest.approx(500)
+    world.seconds += 1
+    path.departed = 1_500
+    assert traffic.measure(path) == pytest.approx(1_000)
+    later = [traffic.postpone(path, nothing) for _ in range(2_000)]
+    assert later[-1] == pytest.approx(0.5, rel=0.01)
+    world.seconds += 11
+    path.departed = 1
+    assert traffic.measure(path) == 0
+    path.departed = 50
+    world.seconds += 0.1
+    assert traffic.measure(path) == pytest.approx(500)
+
+
 def test_what_binds_is_named_with_its_file_and_line(world: World) -> None:
     traffic = world.traffic
     big = traffic.path("a", "mx.big.example", "big")

@@ -1,8 +1,9 @@
 """From a submission to the mail exchanger and the events, over real sockets and a real database."""
 
+import asyncio
 import gc
 import tracemalloc
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dkim as dkimpy
@@ -260,6 +261,38 @@ async def test_more_mail_than_fits_into_memory_comes_by_way_of_the_database(
             await relay.submit(f"user{n}@example.net")
         await relay.settled()
     assert sorted(delivery.recipient for delivery in mx.delivered) == sorted(f"user{n}@example.net" for n in range(60))
+
+
+@pytest.mark.parametrize("domains", [1, 500])
+async def test_a_backlog_leaves_without_a_poll(
+    database: str, dns: DnsServer, mx: ScriptedMx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, domains: int
+) -> None:
+    """A queue that found no room, and one that was put off, are looked at again as soon as there may be some."""
+    monkeypatch.setattr("mailerd.delivery.dispatcher.POLL", 3600.0)
+    monkeypatch.setattr("mailerd.delivery.memory.QUEUE_SHARE", 0.02)  # 40 messages
+    clock = _RunningClock()
+    route = RouteRule(match=RouteMatch(domain="*.bulk.example"), hosts=(Endpoint("127.0.0.2", mx.port),), tls="none")
+    delivery = Delivery(port=mx.port, allow_private=True, memory_messages=2_000)
+    config = relay_config(tmp_path, dns, delivery=delivery, routes=(route,))
+    async with running_relay(config, database, clock=clock) as relay:
+        for arrived in (500, 1_000):  # the second time the routes are known
+            later = clock() + timedelta(hours=1)
+            for n in range(500):
+                await relay.submit(f"user{n}@d{n % domains}.bulk.example", not_before=later)
+            clock.late += timedelta(hours=2)
+            relay.relay.dispatcher.wake()
+            async with asyncio.timeout(60):
+                while len(mx.delivered) < arrived:
+                    await asyncio.sleep(0.05)
+
+
+class _RunningClock(Clock):
+    """The date as it goes on, so much later."""
+
+    late = timedelta()
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.late
 
 
 async def test_a_message_with_more_recipients_than_memory_or_a_transaction_takes(
