@@ -34,7 +34,7 @@ from mailerd.queue.journal import Journal
 from mailerd.queue.mail import Message, Recipient
 from mailerd.queue.retry import next_attempt
 from mailerd.queue.screening import FRESH, HOLDS, SlowDatabaseError, Suppressed, Suppressions
-from mailerd.queue.store import QueueStore, Settled
+from mailerd.queue.store import QueueStore, Report, Settled
 from mailerd.queue.suppression import REFUSAL, Suppression
 from mailerd.wire import dkim
 from mailerd.wire.downgrade import downgrade
@@ -494,7 +494,8 @@ class Attempts:
             group = [notice for notice in notices if notice.action == action]
             try:
                 if group:
-                    reports.append(self._notices.report(message, content, group, now))
+                    about = frozenset((message.id, notice.recipient.n) for notice in group)
+                    reports.append(Report(*self._notices.report(message, content, group, now), about))
             except Exception:  # a verdict must stand, also when it cannot be put into a report
                 log.exception("report.failed", message=format_message_id(message.id), action=action)
         self._settler.add(settled, reports)

@@ -10,12 +10,11 @@ import asyncpg
 import structlog
 
 from mailerd import failpoints
-from mailerd.events import Event
 from mailerd.queue.commit import BAD_DATA, LOST
 from mailerd.queue.ids import format_message_id
 from mailerd.queue.journal import Journal
-from mailerd.queue.mail import Message, Recipient
-from mailerd.queue.store import QueueStore, Settled
+from mailerd.queue.mail import Recipient
+from mailerd.queue.store import QueueStore, Report, Settled
 
 log = structlog.get_logger()
 
@@ -30,7 +29,7 @@ class _Group(NamedTuple):
     """What one attempt ended with."""
 
     results: Sequence[Settled]
-    reports: Sequence[tuple[Message, Event]]
+    reports: Sequence[Report]
 
 
 class Settler:
@@ -49,7 +48,7 @@ class Settler:
         # once more, because that would take it out of our hands again.
         self.uncertain = False
 
-    def add(self, results: Sequence[Settled], reports: Sequence[tuple[Message, Event]] = ()) -> None:
+    def add(self, results: Sequence[Settled], reports: Sequence[Report] = ()) -> None:
         """Record these soon; reports are queued in the same transaction as the results that caused them."""
         self._waiting.append(_Group(results, reports))
         if self._running is None:
@@ -79,55 +78,47 @@ class Settler:
         finally:
             self._running = None
 
-    def _take(self) -> tuple[list[Settled], list[tuple[Message, Event]]]:
+    def _take(self) -> tuple[list[Settled], list[Report]]:
         batch: list[Settled] = []
-        reports: list[tuple[Message, Event]] = []
+        reports: list[Report] = []
         while self._waiting and len(batch) < MAX_BATCH and len(reports) < MAX_REPORTS:
             group = self._waiting.popleft()
             batch += group.results
             reports += group.reports
         return batch, reports
 
-    async def _record(self, batch: list[Settled], reports: list[tuple[Message, Event]]) -> None:
-        interrupted = False
+    async def _record(self, batch: list[Settled], reports: list[Report]) -> None:
+        wordless = False
         while True:
             try:
                 if failpoints.ON:
                     failpoints.reached("settle.before")
-                return await self._store.settle(
-                    batch,
-                    worker=self._worker,
-                    reports=[message for message, _ in reports],
-                    report_events=[event for _, event in reports],
-                )
+                return await self._store.settle(batch, worker=self._worker, reports=reports)
             except LOST as error:
-                interrupted = True
                 self.uncertain = True
                 log.warning("settle.interrupted", results=len(batch), error=str(error))
-            except asyncpg.UniqueViolationError:
-                if interrupted:  # the transaction that seemed lost was committed: its reports stand, so its results do
-                    return None
-                log.exception("settle.failed", results=len(batch))
             except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
                 continue
             except BAD_DATA:  # it will never be taken, and must not stand in the way of all that comes after
                 log.exception("settle.refused", results=len(batch), reports=len(reports))
-                if len(batch) + len(reports) > 1:
+                if len(batch) > 1:
                     return await self._record_singly(batch, reports)
-                if not batch:
-                    log.error("report.lost", message=format_message_id(reports[0][0].id))
-                    return None
-                batch = [_wordless(batch[0])]
+                if wordless and reports:
+                    log.error("reports.lost", messages=[format_message_id(report.message.id) for report in reports])
+                    reports = []
+                batch, wordless = [_wordless(batch[0])], True
             except Exception:
                 # Such as a full disk. Dropping results would send mail twice, so wait for better times.
                 log.exception("settle.failed", results=len(batch))
             await asyncio.sleep(RETRY_AFTER)
 
-    async def _record_singly(self, batch: list[Settled], reports: list[tuple[Message, Event]]) -> None:
-        for report in reports:
-            await self._record([], [report])
+    async def _record_singly(self, batch: list[Settled], reports: list[Report]) -> None:
+        """Each result with the reports that are about it; a report about several goes with the first of them."""
+        left = list(reports)
         for settled in batch:
-            await self._record([settled], [])
+            key = settled.recipient.message.id, settled.recipient.n
+            await self._record([settled], [report for report in left if key in report.about])
+            left = [report for report in left if key not in report.about]
 
 
 def _wordless(settled: Settled) -> Settled:

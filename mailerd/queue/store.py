@@ -6,7 +6,7 @@ Every statement here is one round trip for many messages: what waits while one t
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import structlog
@@ -97,7 +97,7 @@ ACCEPT_ALIKE = _accept(ALIKE)
 
 # Events are inserted only for recipients that this statement really took away or put back, so a batch that is sent
 # again after a lost connection changes nothing. Finished recipients go whoever owns them now: they were answered.
-SETTLE = f"""
+SETTLING = f"""
     WITH finished AS (
         DELETE FROM recipients USING {rows("message_id, n", ("bigint", "int"))} AS done
          WHERE recipients.message_id = done.message_id AND recipients.n = done.n
@@ -123,10 +123,13 @@ SETTLE = f"""
          WHERE id = gone.message_id
     ), touched AS (
         SELECT message_id, n FROM finished UNION ALL SELECT message_id, n FROM deferred
-    )
+    )"""
+WRITING = f"""
     INSERT INTO events ({events.COLUMNS})
     SELECT {events.COLUMNS} FROM {events.rows_sql(19)} JOIN touched USING (message_id, n)
 """
+SETTLE = SETTLING + WRITING
+SETTLE_TELLING = f"{SETTLING}, written AS ({WRITING}) SELECT message_id, n FROM touched"  # whom it really was about
 
 DELETE_FINISHED = "DELETE FROM messages WHERE id = ANY ($1::bigint[]) AND pending <= 0"
 
@@ -312,6 +315,14 @@ class Settled:
     suppression: Suppression | None = None
 
 
+class Report(NamedTuple):
+    """A report to a sender: the message, that it was accepted, and whom it is about, as message id and n."""
+
+    message: Message
+    accepted: Event
+    about: frozenset[tuple[int, int]]
+
+
 class QueueStore:
     """Messages and recipients as rows; see the package's docstring for who may touch which."""
 
@@ -364,25 +375,31 @@ class QueueStore:
         batch: Sequence[Settled],
         *,
         worker: int,
-        reports: Sequence[Message] = (),
-        report_events: Sequence[Event] = (),
+        reports: Sequence[Report] = (),
     ) -> None:
         """Record a batch of results in one transaction, with the reports to senders and suppressions that they caused.
 
-        May be called again with the same batch after a lost connection: what was recorded stays as it is.
+        May be called again with the same batch after a lost connection: what was recorded stays as it is. Of results
+        that another worker has recorded, while we were thought dead, neither reports nor suppressions follow.
         """
         parameters, several = _settle_parameters(batch, reports, worker, keep_bodies=self._keep_bodies)
-        suppressions = [settled.suppression for settled in batch if settled.suppression is not None]
-        if not several and not reports and not suppressions:
+        suppressing = [
+            ((settled.recipient.message.id, settled.recipient.n), settled.suppression)
+            for settled in batch
+            if settled.suppression is not None
+        ]
+        if not several and not reports and not suppressing:
             await self._pool.execute(SETTLE, *parameters)
             return
         async with self._pool.acquire() as connection, connection.transaction():
             # First, for it locks the queues of the reports too, all of them in the order of names.
-            recorded = await connection.execute(SETTLE, *parameters)
-            if reports:
-                await self.accept(reports, report_events, {}, connection)
-            if suppressions and recorded != NOTHING_STORED:  # else they were recorded before, and must not count twice
-                await self._suppressions.record(suppressions, connection)
+            recorded = {tuple(row) for row in await connection.fetch(SETTLE_TELLING, *parameters)}
+            if due := [report for report in reports if not recorded.isdisjoint(report.about)]:
+                await self.accept(
+                    [report.message for report in due], [report.accepted for report in due], {}, connection
+                )
+            if followed := [suppression for key, suppression in suppressing if key in recorded]:
+                await self._suppressions.record(followed, connection)
             if several and not self._keep_bodies:
                 await connection.execute(DELETE_FINISHED, several)
 
@@ -569,7 +586,7 @@ def _alike(parameters: Sequence[Any]) -> tuple[str, tuple[Any, ...]] | None:
 
 
 def _settle_parameters(
-    batch: Sequence[Settled], reports: Sequence[Message], worker: int, *, keep_bodies: bool
+    batch: Sequence[Settled], reports: Sequence[Report], worker: int, *, keep_bodies: bool
 ) -> tuple[tuple[Any, ...], list[int]]:
     """Parameters of SETTLE, and the messages that are finished only when their last recipient is."""
     finished = [settled.recipient for settled in batch if settled.due_at is None]
@@ -577,7 +594,7 @@ def _settle_parameters(
     messages = {recipient.message.id: recipient.message for recipient in finished}
     several = [message.id for message in messages.values() if keep_bodies or message.total > 1]
     waiting = [(settled.recipient, settled.due_at) for settled in deferred if settled.due_at is not None]
-    waiting += [(recipient, recipient.due_at) for report in reports for recipient in report.recipients]
+    waiting += [(recipient, recipient.due_at) for report in reports for recipient in report.message.recipients]
     parameters = (
         [recipient.message.id for recipient in finished],
         [recipient.n for recipient in finished],

@@ -11,7 +11,8 @@ from mailerd.db import Pool, connect_pool
 from mailerd.events import Event
 from mailerd.queue.contents import LARGE, PART, SMALLEST
 from mailerd.queue.mail import Message, queue_of
-from mailerd.queue.store import LeaseLostError, QueueStore, Settled
+from mailerd.queue.store import LeaseLostError, QueueStore, Report, Settled
+from mailerd.queue.suppression import Reason, Suppression
 from mailerd.queue.workers import WorkerStore
 from tests.queue.test_commit import accepted, mail
 
@@ -57,6 +58,25 @@ def delivered(message: Message) -> Settled:
     )
 
 
+def bounced(message: Message, reason: Reason | None = None) -> Settled:
+    now, recipient = datetime.now(UTC), message.recipients[0]
+    follows = reason and Suppression(recipient.address, tenant="default", reason=reason, source="smtp", created_at=now)
+    event = Event(now, "recipient.bounced", message.id, 1, recipient.address, "default")
+    return Settled(recipient, event, suppression=follows)
+
+
+def report_of(report: Message, about: Message) -> Report:
+    return Report(report, accepted(report)[0], frozenset({(about.id, 1)}))
+
+
+async def taken_over(store: QueueStore, pool: Pool, worker: int, *messages: Message) -> int:
+    """The messages as `worker` had them in hand when it was declared dead; who has them now."""
+    await accept(store, *messages, owner=worker)
+    other = await WorkerStore(pool).register("other", 2)
+    await pool.execute("UPDATE recipients SET owner = $1", other)
+    return other
+
+
 async def test_what_is_claimed_comes_whole_and_to_one_only(store: QueueStore, pool: Pool, worker: int) -> None:
     messages = [mail() for _ in range(40)]
     await accept(store, *messages)
@@ -99,6 +119,37 @@ async def test_a_result_told_twice_counts_once(store: QueueStore, pool: Pool, wo
     assert await pool.fetchval("SELECT count(*) FROM events WHERE type = 'recipient.delivered'") == 1
 
 
+async def test_nothing_follows_from_a_result_after_another_was_recorded(
+    store: QueueStore, pool: Pool, worker: int
+) -> None:
+    """A worker that was thought dead tells of a bounce of what was delivered by another; beside it of something new."""
+    message, fresh = mail(), mail(domain="other.example")
+    other = await taken_over(store, pool, worker, message, fresh)
+    await store.settle([delivered(message)], worker=other)
+
+    report, wanted = mail(domain="sender.example"), mail(domain="sender.example")
+    results = [bounced(message, Reason.BOUNCE), bounced(fresh)]
+    await store.settle(results, worker=worker, reports=[report_of(report, message), report_of(wanted, fresh)])
+    types = await pool.fetch("SELECT type FROM events WHERE message_id = $1 ORDER BY at", message.id)
+    assert [row["type"] for row in types] == ["message.accepted", "recipient.delivered"]
+    assert await pool.fetchval("SELECT count(*) FROM suppressions") == 0
+    assert [row["id"] for row in await pool.fetch("SELECT id FROM messages")] == [wanted.id]
+
+
+async def test_a_bounce_told_by_two_counts_once_and_is_reported_once(
+    store: QueueStore, pool: Pool, worker: int
+) -> None:
+    message, fresh = mail(), mail(domain="other.example")
+    other = await taken_over(store, pool, worker, message, fresh)
+    reports = [mail(domain="sender.example") for _ in range(2)]
+    soft = bounced(message, Reason.SOFT_BOUNCE)
+    await store.settle([soft], worker=other, reports=[report_of(reports[0], message)])
+    await store.settle([soft], worker=other, reports=[report_of(reports[0], message)])  # the same once more
+    await store.settle([soft, delivered(fresh)], worker=worker, reports=[report_of(reports[1], message)])
+    assert await pool.fetchval("SELECT bounces FROM soft_bounces") == 1
+    assert [row["id"] for row in await pool.fetch("SELECT id FROM messages")] == [reports[0].id]
+
+
 async def test_a_deferral_counts_only_from_who_owns_the_recipient(store: QueueStore, pool: Pool, worker: int) -> None:
     message = mail()
     await accept(store, message, owner=worker)
@@ -127,9 +178,7 @@ async def test_a_result_and_its_report_lock_their_queues_in_the_order_of_all_oth
         await claiming.start()
         await other.execute("SELECT FROM queues WHERE name = $1 FOR UPDATE", queues[0])
         later = Settled(first.recipients[0], None, due, "later")
-        settling = asyncio.create_task(
-            store.settle([later], worker=worker, reports=[report], report_events=accepted(report))
-        )
+        settling = asyncio.create_task(store.settle([later], worker=worker, reports=[report_of(report, first)]))
         while not await pool.fetchval(WAITS):
             await asyncio.sleep(0.01)
         assert await other.fetchval("SELECT name FROM queues WHERE name = $1 FOR UPDATE NOWAIT", queues[1]) == queues[1]

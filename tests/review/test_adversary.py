@@ -15,7 +15,8 @@ from mailerd.intake.credentials import Credential
 from mailerd.queue.control import ControlStore, Selection
 from mailerd.queue.journal import Journal
 from mailerd.queue.mail import Message
-from mailerd.queue.store import QueueStore, Settled
+from mailerd.queue.store import QueueStore, Report, Settled
+from tests.queue.test_commit import accepted, mail
 from tests.support.dns_server import DnsServer
 from tests.support.relay import Clock, RunningRelay, relay_config, running_relay
 from tests.support.scripted_mx import CLOSE, Pause, ScriptedMx
@@ -202,7 +203,8 @@ async def claimed(relay: RunningRelay, *to: str) -> list[Message]:
 async def test_a_result_that_cannot_be_stored_loses_its_words_and_holds_up_nobody(
     relay: RunningRelay, now: Clock, tmp_path: Path
 ) -> None:
-    first, second = [message.recipients[0] for message in await claimed(relay, "a@example.net", "b@example.net")]
+    messages = await claimed(relay, "a@example.net", "b@example.net", "c@example.net")
+    first, second, third = [message.recipients[0] for message in messages]
     settler = Settler(
         QueueStore(relay.pool), Journal(tmp_path / "j", 64), worker=relay.number, settled=lambda recipients: None
     )
@@ -211,7 +213,20 @@ async def test_a_result_that_cannot_be_stored_loses_its_words_and_holds_up_nobod
     event = Event(now(), "recipient.deferred", first.message.id, 1, first.address, "default", data)
     settler.add([Settled(first, event, now() + timedelta(hours=2), "\0")])
     settler.add([Settled(second, None, now() + timedelta(hours=2), "fine")])
+    reports = [mail(sender="\0"), mail(domain="sender.example")]
+    about = [first, third]
+    settler.add(
+        [Settled(third, None, now() + timedelta(hours=2), "fine")],
+        [
+            Report(report, accepted(report)[0], frozenset({(recipient.message.id, recipient.n)}))
+            for report, recipient in zip(reports, about, strict=True)
+        ],
+    )
     async with asyncio.timeout(60):
         await settler.drained()
-    rows = await relay.pool.fetch("SELECT owner, reason FROM recipients ORDER BY address")
-    assert [(row["owner"], row["reason"]) for row in rows] == [(None, ""), (None, "fine")]
+    rows = await relay.pool.fetch(
+        "SELECT owner, reason FROM recipients WHERE message_id <> $1 ORDER BY address", reports[1].id
+    )
+    assert [(row["owner"], row["reason"]) for row in rows] == [(None, ""), (None, "fine"), (None, "fine")]
+    assert await relay.pool.fetchval("SELECT count(*) FROM messages WHERE id = $1", reports[1].id) == 1
+    assert await relay.pool.fetchval("SELECT count(*) FROM messages WHERE id = $1", reports[0].id) == 0
