@@ -301,7 +301,7 @@ async def _carry_out(settings: "Settings", action: Action, selection: "Selection
 
     async with database(settings) as pool:
         count = await WaitingStore(pool).count(selection)
-        store = ControlStore(pool, keep_bodies=settings.config.retention.bodies > 0)
+        store = ControlStore(pool, keep_bodies=settings.config.retention.bodies > 0, operator=True)
         with working(f"{action} of up to {count:,} recipients: workers put back what they have in memory"):
             return await _command(store, action)(selection, actor=actor(), now=datetime.now(UTC))
 

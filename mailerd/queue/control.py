@@ -2,6 +2,8 @@
 
 What a worker has in memory is recalled first: the daemon's workers listen for a notification with the selection and put
 back what they are not sending at this moment. Every command is written to the audit table.
+
+What an operator holds only an operator releases; its tenant may still give it up for good, but not let it go on.
 """
 
 import asyncio
@@ -93,29 +95,39 @@ LAST_OF_STEP = f"""
      ORDER BY r.message_id OFFSET $11 LIMIT 1
 """
 EVENT = f"INSERT INTO events ({events.COLUMNS})"
+# The reason of what is held while a command for good is carried out; should that die half way, it says what to do.
+FROZEN = "an operator began to return or cancel it: release it, or again"
 
+# Also what a command for good has frozen, which is released when it could not be stopped; and an operator holds what
+# the tenant held. `$13`: an operator does it.
 HOLD = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET held = true, reason = $12 FROM messages AS m WHERE {MATCH} {WITHIN} AND NOT r.held
+        UPDATE recipients AS r SET held = true, held_by_operator = $13, reason = $12 FROM messages AS m
+         WHERE {MATCH} {WITHIN} AND ($13::bool OR NOT r.held_by_operator)
+           AND (NOT r.held OR r.held_by_operator <> $13 OR r.reason = '{FROZEN}')
      RETURNING r.message_id, r.n, r.address, m.tenant, m.stream, m.campaign
     )
-    {EVENT} SELECT $13, 'recipient.held', message_id, n, address, tenant, $14, stream, campaign FROM changed
+    {EVENT} SELECT $14, 'recipient.held', message_id, n, address, tenant, $15, stream, campaign FROM changed
 """
 RELEASE = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET held = false, reason = '' FROM messages AS m WHERE {MATCH} {WITHIN} AND r.held
+        UPDATE recipients AS r SET held = false, held_by_operator = false, reason = '' FROM messages AS m
+         WHERE {MATCH} {WITHIN} AND r.held AND ($12::bool OR NOT r.held_by_operator)
      RETURNING r.message_id, r.n, r.address, r.queue, r.due_at, m.tenant, m.stream, m.campaign
     ), queue AS ({queue_up("changed")})
-    {EVENT} SELECT $12, 'recipient.released', message_id, n, address, tenant, $13, stream, campaign FROM changed
+    {EVENT} SELECT $13, 'recipient.released', message_id, n, address, tenant, $14, stream, campaign FROM changed
 """
-# The same without an event, while a command for good is carried out; should it die half way, the reason says so.
+# The same without an event, while a command for good is carried out. What an operator freezes that a tenant's command
+# has frozen is the operator's; what was held before stays as it was held.
 FREEZE = f"""
-    UPDATE recipients AS r SET held = true, reason = 'an operator began to return or cancel it: release it, or again'
-      FROM messages AS m WHERE {MATCH} {WITHIN} AND NOT r.held
+    UPDATE recipients AS r SET held = true, held_by_operator = $12, reason = '{FROZEN}'
+      FROM messages AS m
+     WHERE {MATCH} {WITHIN} AND (NOT r.held OR $12::bool AND NOT r.held_by_operator AND r.reason = '{FROZEN}')
 """
 THAW = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET held = false, reason = '' FROM messages AS m WHERE {MATCH} {WITHIN} AND r.held
+        UPDATE recipients AS r SET held = false, held_by_operator = false, reason = '' FROM messages AS m
+         WHERE {MATCH} {WITHIN} AND r.held AND r.reason = '{FROZEN}' AND ($12::bool OR NOT r.held_by_operator)
      RETURNING r.message_id, r.queue, r.due_at
     )
     {queue_up("changed")}
@@ -140,7 +152,8 @@ UNBLOCK = f"""
 # Expired on the operator's word: the sweep for expired mail writes the report to the sender.
 EXPIRE = f"""
     WITH changed AS (
-        UPDATE recipients AS r SET expires_at = $12, returned = true, held = false FROM messages AS m
+        UPDATE recipients AS r SET expires_at = $12, returned = true, held = false, held_by_operator = false
+          FROM messages AS m
          WHERE {MATCH} {WITHIN} AND r.owner IS NULL
      RETURNING 1
     )
@@ -162,7 +175,8 @@ DELETE_FINISHED = """
         AND NOT EXISTS (SELECT FROM recipients WHERE message_id = messages.id)
 """
 COUNT = f"""
-    SELECT count(*) AS all, count(*) FILTER (WHERE r.owner IS NOT NULL) AS owned
+    SELECT count(*) AS all, count(*) FILTER (WHERE r.owner IS NOT NULL) AS owned,
+           count(*) FILTER (WHERE r.held_by_operator) AS kept
       FROM recipients AS r, messages AS m WHERE {MATCH}
 """
 KNOWN = "SELECT EXISTS (SELECT FROM events WHERE message_id = $1 AND tenant = $2)"
@@ -191,25 +205,37 @@ class Steer(Protocol):
 
 
 class ControlStore:
-    """Carries out steering commands. A process has one: its pool is also the mail's; steering takes one connection."""
+    """Carries out steering commands. A process has one: its pool is also the mail's; steering takes one connection.
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, keep_bodies: bool = False, step: int = STEP) -> None:
+    `operator`: its commands are an operator's, not a tenant's.
+    """
+
+    def __init__(
+        self,
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        *,
+        keep_bodies: bool = False,
+        step: int = STEP,
+        operator: bool = False,
+    ) -> None:
         self._pool = pool
         self._step = step
+        self._operator = operator
         self._keep_bodies = keep_bodies
         self._turn = asyncio.Lock()
 
     async def hold(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Keep matching mail where it is until it is released; it still expires."""
         command = Command(selection, actor, "hold", now)
-        changed = await self._each(selection, HOLD, f"held by {actor}", now, command.facts, audited=command)
+        parameters = (f"held by {actor}", self._operator, now, command.facts)
+        changed = await self._each(selection, HOLD, *parameters, audited=command)
         await self._recall(selection)
         return await self._steered(selection, changed)
 
     async def release(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
-        """Let held mail go on."""
+        """Let held mail go on; what an operator holds only at an operator's command."""
         command = Command(selection, actor, "release", now)
-        changed = await self._each(selection, RELEASE, now, command.facts, audited=command)
+        changed = await self._each(selection, RELEASE, self._operator, now, command.facts, audited=command)
         await self._wake()
         return await self._steered(selection, changed)
 
@@ -233,13 +259,13 @@ class ControlStore:
     async def bounce(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Give up on matching mail; its senders are told."""
         command = Command(selection, actor, "bounce", now)
-        await self._each(selection, FREEZE)
+        await self._each(selection, FREEZE, self._operator)
         await self._recall(selection)
 
         async def work(connection: Connection, within: Within) -> int:
             changed = await connection.fetchval(EXPIRE, *within, now - timedelta(seconds=1))
             # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
-            await connection.execute(THAW, *within)
+            await connection.execute(THAW, *within, self._operator)
             return int(changed)
 
         changed = await self._in_steps(selection, work, command)
@@ -249,7 +275,7 @@ class ControlStore:
     async def cancel(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Delete matching mail; nobody is told."""
         command = Command(selection, actor, "cancel", now)
-        await self._each(selection, FREEZE)
+        await self._each(selection, FREEZE, self._operator)
         await self._recall(selection)
 
         async def work(connection: Connection, within: Within) -> int:
@@ -257,7 +283,7 @@ class ControlStore:
             if not self._keep_bodies:
                 await connection.execute(DELETE_FINISHED, selection.message, *within[-2:])
             # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
-            await connection.execute(THAW, *within)
+            await connection.execute(THAW, *within, self._operator)
             return _rows(tag)
 
         changed = await self._in_steps(selection, work, command)
@@ -330,7 +356,8 @@ class ControlStore:
         return row
 
     async def _steered(self, selection: Selection, changed: int) -> Steered:
-        return Steered(changed=changed, waiting=(await self._count(selection))["all"])
+        count = await self._count(selection)
+        return Steered(changed=changed, waiting=count["all"], kept=0 if self._operator else count["kept"])
 
 
 class MessageControl:

@@ -207,7 +207,7 @@ CLAIM_EXPIRED = """
          WHERE owner IS NULL AND expires_at <= $1 AND EXISTS (SELECT FROM lease)
          ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
-    UPDATE recipients SET owner = $3, held = false FROM due
+    UPDATE recipients SET owner = $3, held = false, held_by_operator = false FROM due
      WHERE recipients.message_id = due.message_id AND recipients.n = due.n
  RETURNING recipients.message_id, recipients.n, address, domain, due_at, expires_at, attempts, notify, orcpt, in_doubt,
            delay_notified, returned, last_reply

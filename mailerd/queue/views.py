@@ -105,10 +105,14 @@ class MailPage(View, frozen=True, kw_only=True):
 
 
 class Steered(View, frozen=True, kw_only=True):
-    """What a steering command did: `changed` recipients followed it, `waiting` are without a final state after it."""
+    """What a steering command did: `changed` recipients followed it, `waiting` are without a final state after it.
+
+    `kept` of these are held by an operator, and whoever gave the command is none: no release of theirs lets them go on.
+    """
 
     changed: int
     waiting: int
+    kept: int = 0
 
 
 class QueueView(View, frozen=True, kw_only=True):

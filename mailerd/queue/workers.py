@@ -26,7 +26,7 @@ ALL = "SELECT number, node, pid, beat FROM workers"
 # `$4` and `$5` are what the worker knows to have: it stays.
 RELEASE = f"""
     WITH freed AS (
-        UPDATE recipients SET owner = NULL, reason = 'its worker stopped',
+        UPDATE recipients SET owner = NULL, reason = CASE WHEN held THEN reason ELSE 'its worker stopped' END,
                in_doubt = in_doubt OR $2::bigint[] IS NULL OR EXISTS (
                    SELECT FROM unnest($2::bigint[], $3::int[]) AS open (message_id, n)
                     WHERE open.message_id = recipients.message_id AND open.n = recipients.n)

@@ -253,11 +253,15 @@ class EmailPage(Answer, frozen=True, kw_only=True):
 
 
 class SteeredEmail(Answer, frozen=True, kw_only=True):
-    """`changed` recipients followed the command, `waiting` have no final state after it."""
+    """`changed` recipients followed the command, `waiting` have no final state after it, and an operator `kept` some.
+
+    What an operator holds may be cancelled or bounced, but it goes on only when an operator releases it.
+    """
 
     id: str
     changed: int
     waiting: int
+    kept: int
 
 
 class Health(Answer, frozen=True, kw_only=True):

@@ -346,6 +346,9 @@ def _line(summary: MessageSummary) -> EmailLine:
     )
 
 
+GOES_ON = frozenset({"release", "retry"})  # what lets mail go on, which an operator's hold does not allow
+
+
 @dataclass(frozen=True, slots=True)
 class Steering:
     """A handler that has one method of `Control` called for one message."""
@@ -354,7 +357,8 @@ class Steering:
 
     async def __call__(self, call: Call) -> web.Response:
         act = getattr(call.services.control, self.method)
-        return await _steer(call, partial(act, tenant=call.caller.tenant, actor=call.caller.name))
+        act = partial(act, tenant=call.caller.tenant, actor=call.caller.name)
+        return await _steer(call, act, goes_on=self.method in GOES_ON)
 
 
 async def reschedule(call: Call) -> web.Response:
@@ -362,7 +366,9 @@ async def reschedule(call: Call) -> web.Response:
         due_at = _in_utc(problems.decode(body, Reschedule).scheduled_at)
     control = call.services.control
     return await _steer(
-        call, lambda id_: control.reschedule(id_, due_at, tenant=call.caller.tenant, actor=call.caller.name)
+        call,
+        lambda id_: control.reschedule(id_, due_at, tenant=call.caller.tenant, actor=call.caller.name),
+        goes_on=True,
     )
 
 
@@ -374,15 +380,19 @@ def _in_utc(moment: datetime) -> datetime:
         raise problems.invalid([fault]) from None
 
 
-async def _steer(call: Call, act: Callable[[int], Awaitable[Steered | None]]) -> web.Response:
+async def _steer(call: Call, act: Callable[[int], Awaitable[Steered | None]], *, goes_on: bool) -> web.Response:
     message_id = _message_id(call)
     steered = await act(message_id)
     if steered is None:
         raise _no_such_email()
+    if goes_on and not steered.changed and steered.kept:
+        raise ProblemError(409, "held_by_operator", "An operator holds this email: only an operator can release it.")
     if not steered.changed and not steered.waiting:
         raise ProblemError(409, "message_finished", "Every recipient of this email has its final state already.")
     call.facts["message"] = format_message_id(message_id)
-    body = SteeredEmail(id=format_message_id(message_id), changed=steered.changed, waiting=steered.waiting)
+    body = SteeredEmail(
+        id=format_message_id(message_id), changed=steered.changed, waiting=steered.waiting, kept=steered.kept
+    )
     return json_answer(200, body)
 
 
@@ -481,7 +491,7 @@ OPERATIONS = (
     ),
     _steering("cancel", "Do not deliver to the recipients that still wait; nobody is told"),
     _steering("hold", "Keep the recipients that still wait until they are released; they still expire"),
-    _steering("release", "Let held recipients go on"),
+    _steering("release", "Let held recipients go on, but for those that an operator holds"),
     _steering("retry", "Try the recipients that wait again now"),
     _steering("bounce", "Give up on the recipients that still wait, and tell the sender"),
     Operation(

@@ -26,6 +26,7 @@ TITLES = {
     "method_not_allowed": "This cannot be done here",
     "request_timeout": "The body came too slowly",
     "idempotency_in_progress": "The same request is being worked on",
+    "held_by_operator": "An operator holds this mail",
     "message_finished": "Every recipient has its final state",
     "body_too_large": "The body is too large",
     "message_too_large": "The message is too large",

@@ -5,12 +5,19 @@ from datetime import timedelta
 
 import pytest
 
+from mailerd import db
+from mailerd.campaigns.queued import QueuedMail
 from mailerd.db import Pool
-from mailerd.queue.control import FREEZE, HIGHEST, LOWEST, STEP, ControlStore, MessageControl, Selection
+from mailerd.db.migrate import migrate, shipped
+from mailerd.intake.envelope import Receipt
+from mailerd.queue.control import FREEZE, FROZEN, HIGHEST, LOWEST, STEP, ControlStore, MessageControl, Selection
 from mailerd.queue.workers import WorkerStore
 from tests.support.dns_server import DnsServer
+from tests.support.postgres import TestPostgres
 from tests.support.relay import RunningRelay
 from tests.support.scripted_mx import Pause, ScriptedMx
+
+BEFORE = 13  # the version of databases that do not tell who holds mail
 
 
 @pytest.fixture(params=[STEP, 1])
@@ -202,7 +209,7 @@ async def test_a_cancel_that_died_half_way_leaves_mail_held_with_the_reason_and_
     receipt = await relay.submit("a@example.net", "b@example.net")
     await relay.settled()
     selection = Selection(message=receipt.message_id)
-    await relay.pool.execute(FREEZE, *selection.parameters(), LOWEST, HIGHEST)
+    await relay.pool.execute(FREEZE, *selection.parameters(), LOWEST, HIGHEST, False)
     assert {recipient.state for recipient in (await relay.view(receipt)).recipients} == {"held"}
     assert "release it" in (await relay.view(receipt)).recipients[0].reason
 
@@ -210,3 +217,103 @@ async def test_a_cancel_that_died_half_way_leaves_mail_held_with_the_reason_and_
     relay.clock.advance(hours=2)
     await relay.run_once()
     assert await relay.states(receipt) == ["delivered", "delivered"]
+
+
+async def test_what_an_operator_holds_no_tenant_releases(
+    relay: RunningRelay, control: ControlStore, later: None
+) -> None:
+    receipt, selection = await held_by_operator(relay, "a@example.net", "b@example.org")
+    tenant = MessageControl(control, relay.clock)
+    steered = await tenant.release(receipt.message_id, tenant="default", actor="ann")
+    assert steered is not None
+    assert (steered.changed, steered.kept) == (0, 2)
+    await QueuedMail(control, relay.clock).release("cmp_1", "default", "ann")
+    assert await relay.states(receipt) == ["held", "held"]
+
+    steered = await operator(relay).release(selection, actor="cli:eve", now=relay.clock.now)
+    assert (steered.changed, steered.kept) == (2, 0)
+    assert await relay.states(receipt) == ["deferred", "deferred"]
+
+
+async def test_a_tenant_releases_what_is_not_held_by_an_operator(
+    relay: RunningRelay, control: ControlStore, later: None
+) -> None:
+    receipt = await relay.submit("a@example.net", "b@example.org")
+    await relay.settled()
+    selection = Selection(message=receipt.message_id)
+    await control.hold(selection, actor="ann", now=relay.clock.now)
+    await operator(relay).hold(Selection(domain="example.net"), actor="cli:eve", now=relay.clock.now)
+    await control.hold(selection, actor="ann", now=relay.clock.now)
+    reasons = [recipient.reason for recipient in (await relay.view(receipt)).recipients]
+    assert reasons == ["held by cli:eve", "held by ann"]
+
+    steered = await control.release(selection, actor="ann", now=relay.clock.now)
+    assert (steered.changed, steered.kept) == (1, 1)
+    assert await relay.states(receipt) == ["held", "deferred"]
+
+
+@pytest.mark.parametrize("command", ["cancel", "bounce"])
+async def test_a_command_for_good_leaves_what_it_could_not_stop_as_it_was_held(
+    relay: RunningRelay, control: ControlStore, later: None, command: str
+) -> None:
+    _, selection = await held_by_operator(relay, "a@example.net", "b@example.org")
+    # As if a worker were in the middle of sending it.
+    await relay.pool.execute("UPDATE recipients SET owner = $1 WHERE domain = 'example.net'", relay.number)
+    steered = await getattr(control, command)(selection, actor="ann", now=relay.clock.now)
+    assert steered.changed == 1
+    row = await relay.pool.fetchrow("SELECT held, reason FROM recipients WHERE domain = 'example.net'")
+    assert row is not None
+    assert tuple(row) == (True, "held by cli:eve")
+
+
+async def test_an_operators_hold_counts_that_comes_while_a_tenant_cancels(
+    relay: RunningRelay, control: ControlStore, later: None
+) -> None:
+    receipt = await relay.submit("a@example.net", "b@example.org")
+    await relay.settled()
+    selection = Selection(message=receipt.message_id)
+    await relay.pool.execute("UPDATE recipients SET owner = $1", relay.number)
+    cancel = asyncio.create_task(control.cancel(selection, actor="ann", now=relay.clock.now))
+    while not await relay.pool.fetchval("SELECT bool_and(held) FROM recipients"):
+        await asyncio.sleep(0.01)
+    await operator(relay).hold(selection, actor="cli:eve", now=relay.clock.now)
+    assert (await cancel).changed == 0
+    assert await relay.states(receipt) == ["held", "held"]
+    assert (await control.release(selection, actor="ann", now=relay.clock.now)).kept == 2
+
+
+async def test_held_mail_of_a_worker_that_died_still_says_why_it_is_held(
+    relay: RunningRelay, control: ControlStore, later: None
+) -> None:
+    receipt, _ = await held_by_operator(relay, "a@example.net")
+    await relay.pool.execute("UPDATE recipients SET owner = $1", relay.number)
+    await WorkerStore(relay.pool).release(relay.number, [])
+    assert (await relay.view(receipt)).recipients[0].reason == "held by cli:eve"
+
+
+async def test_an_old_database_tells_operators_holds_by_their_reasons(postgres: TestPostgres) -> None:
+    name = await postgres.fresh(migrated=False)
+    async with db.connected(postgres.url_of(name)) as connection:
+        await migrate(connection, [each for each in shipped() if each.version <= BEFORE])
+        await connection.executemany(
+            "INSERT INTO recipients (message_id, n, address, domain, queue, held, due_at, expires_at, reason)"
+            " VALUES (1, $1, 'a@example.net', 'example.net', 'q', $2, now(), now(), $3)",
+            [(1, True, "held by cli:eve"), (2, True, "held by shop"), (3, True, FROZEN), (4, False, "later")],
+        )
+        await migrate(connection)
+        rows = await connection.fetch("SELECT held_by_operator FROM recipients ORDER BY n")
+        assert [row[0] for row in rows] == [True, False, True, False]
+    await postgres.drop(name)
+
+
+def operator(relay: RunningRelay) -> ControlStore:
+    return ControlStore(relay.pool, operator=True)
+
+
+async def held_by_operator(relay: RunningRelay, *recipients: str) -> tuple[Receipt, Selection]:
+    receipt = await relay.submit(*recipients)
+    await relay.settled()
+    await relay.pool.execute("UPDATE messages SET campaign = 'cmp_1'")
+    selection = Selection(campaign="cmp_1")
+    assert (await operator(relay).hold(selection, actor="cli:eve", now=relay.clock.now)).changed == len(recipients)
+    return receipt, selection

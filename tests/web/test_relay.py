@@ -10,6 +10,7 @@ import pytest
 
 from mailerd.db import connected
 from mailerd.delivery.effects import Effect, EffectStore
+from mailerd.queue.control import ControlStore, Selection
 from tests.support.database_proxy import DatabaseProxy
 from tests.web.conftest import EMAIL, Api
 
@@ -164,6 +165,15 @@ async def test_a_cancelled_email_is_never_sent(api: Api) -> None:
     assert (await api.ask("POST", f"{path}/retry")).problem.code == "message_finished"
 
 
+async def test_an_email_that_an_operator_holds_is_not_released(api: Api) -> None:
+    path = await api.later()
+    operator = ControlStore(api.relay.pool, operator=True)
+    await operator.hold(Selection(tenant="default"), actor="cli:eve", now=api.relay.clock.now)
+    assert (await api.ask("POST", f"{path}/release")).problem.code == "held_by_operator"
+    assert await state(api, path) == ["held"]
+    assert (await api.ask("POST", f"{path}/cancel")).json["changed"] == 1
+
+
 async def test_a_held_email_goes_on_when_it_is_released(api: Api) -> None:
     path = await api.later()
     assert (await api.ask("POST", f"{path}/hold")).json["changed"] == 1
@@ -175,7 +185,7 @@ async def test_a_held_email_goes_on_when_it_is_released(api: Api) -> None:
         {"held": 1}
     ]
 
-    assert (await api.ask("POST", f"{path}/release")).json == {"id": path[-17:], "changed": 1, "waiting": 1}
+    assert (await api.ask("POST", f"{path}/release")).json == {"id": path[-17:], "changed": 1, "waiting": 1, "kept": 0}
     await api.relay.run_once()
     assert await state(api, path) == ["delivered"]
 
