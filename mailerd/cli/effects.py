@@ -249,14 +249,13 @@ async def _doubt_names(pool: "Pool", tenant: str, campaign: str) -> None:
     """Say it when a brake fits no mail that is known, as it does after a slip of the pen."""
     from mailerd.cli.output import clean, say
     from mailerd.intake.credentials import CredentialStore
-    from mailerd.queue.control import Selection
-    from mailerd.queue.waiting import WaitingStore
+    from mailerd.queue.control import ControlStore, Selection
 
     if not (tenant or campaign):
         return
     if tenant and tenant not in {credential.tenant for credential in await CredentialStore(pool).list()}:
         say(clean(f"No credential is of a tenant {tenant}: see `mailerd credentials list`."))
-    elif await WaitingStore(pool).count(Selection(tenant=tenant or None, campaign=campaign or None)) == 0:
+    elif await ControlStore(pool).count(Selection(tenant=tenant or None, campaign=campaign or None)) == 0:
         whose = " of ".join(filter(None, (f"campaign {campaign}" * bool(campaign), f"tenant {tenant}" * bool(tenant))))
         say(clean(f"No mail of {whose} waits now; what comes of it does."))
 

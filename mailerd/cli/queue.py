@@ -287,21 +287,20 @@ async def _waiting(settings: "Settings", selection: "Selection", queue: str | No
 
 async def _count(settings: "Settings", selection: "Selection") -> int:
     from mailerd.cli.settings import database
-    from mailerd.queue.waiting import WaitingStore
+    from mailerd.queue.control import ControlStore
 
     async with database(settings) as pool:
-        return await WaitingStore(pool).count(selection)
+        return await ControlStore(pool).count(selection)
 
 
 async def _carry_out(settings: "Settings", action: Action, selection: "Selection") -> "Steered":
     from mailerd.cli.output import working
     from mailerd.cli.settings import database
     from mailerd.queue.control import ControlStore
-    from mailerd.queue.waiting import WaitingStore
 
     async with database(settings) as pool:
-        count = await WaitingStore(pool).count(selection)
         store = ControlStore(pool, keep_bodies=settings.config.retention.bodies > 0, operator=True)
+        count = await store.count(selection)
         with working(f"{action} of up to {count:,} recipients: workers put back what they have in memory"):
             return await _command(store, action)(selection, actor=actor(), now=datetime.now(UTC))
 

@@ -25,7 +25,7 @@ from mailerd.queue.views import Steered
 CHANNEL = "mailerd_recall"
 RECALL_FOR = 2.0  # seconds that a command waits for workers to put mail back
 RECALL_EVERY = 0.1
-STEP = 20_000  # recipients of one transaction, about
+STEP = 20_000  # recipients that one statement looks at, about: so it ends in time however long the queue is
 LOWEST, HIGHEST = -(2**63), 2**63 - 1  # ids of messages
 TRIES = 5  # of a transaction that lost against the workers' own
 
@@ -88,12 +88,10 @@ MATCH = """
     AND ($7::text IS NULL OR m.credential = $7) AND ($8::text IS NULL OR m.tenant = $8)
     AND ($9::text IS NULL OR m.campaign = $9)
 """
-# Of these, those of some messages: a command for millions is carried out in steps.
+# Of these, those of some messages: a command for millions is carried out in steps. Recipients that do not fit count
+# too, or the statement that looks for the end of a step would read them all where few fit.
 WITHIN = "AND r.message_id > $10 AND r.message_id <= $11"
-LAST_OF_STEP = f"""
-    SELECT r.message_id FROM recipients AS r, messages AS m WHERE {MATCH} AND r.message_id > $10
-     ORDER BY r.message_id OFFSET $11 LIMIT 1
-"""
+LAST_OF_STEP = "SELECT message_id FROM recipients WHERE message_id > $1 ORDER BY message_id OFFSET $2 LIMIT 1"
 EVENT = f"INSERT INTO events ({events.COLUMNS})"
 # The reason of what is held while a command for good is carried out; should that die half way, it says what to do.
 FROZEN = "an operator began to return or cancel it: release it, or again"
@@ -167,18 +165,21 @@ CANCEL = f"""
         UPDATE messages SET pending = pending - of.recipients
           FROM (SELECT message_id, count(*)::int AS recipients FROM gone GROUP BY message_id) AS of
          WHERE id = of.message_id
+     RETURNING id, pending
+    ), event AS (
+        {EVENT} SELECT $12, 'recipient.cancelled', message_id, n, address, tenant, $13, stream, campaign FROM gone
     )
-    {EVENT} SELECT $12, 'recipient.cancelled', message_id, n, address, tenant, $13, stream, campaign FROM gone
+    SELECT (SELECT count(*) FROM gone) AS changed, ARRAY (SELECT id FROM rest WHERE pending <= 0) AS finished
 """
 DELETE_FINISHED = """
-    DELETE FROM messages WHERE pending <= 0 AND ($1::bigint IS NULL OR id = $1) AND id > $2 AND id <= $3
+    DELETE FROM messages WHERE id = ANY ($1::bigint[]) AND pending <= 0
         AND NOT EXISTS (SELECT FROM recipients WHERE message_id = messages.id)
 """
 COUNT = f"""
-    SELECT count(*) AS all, count(*) FILTER (WHERE r.owner IS NOT NULL) AS owned,
-           count(*) FILTER (WHERE r.held_by_operator) AS kept
-      FROM recipients AS r, messages AS m WHERE {MATCH}
+    SELECT count(*) AS all, count(*) FILTER (WHERE r.held_by_operator) AS kept
+      FROM recipients AS r, messages AS m WHERE {MATCH} {WITHIN}
 """
+OWNED = f"SELECT EXISTS (SELECT FROM recipients AS r, messages AS m WHERE {MATCH} {WITHIN} AND r.owner IS NOT NULL)"
 KNOWN = "SELECT EXISTS (SELECT FROM events WHERE message_id = $1 AND tenant = $2)"
 AUDIT = "INSERT INTO audit (actor, action, data) VALUES ($1, $2, $3)"
 RECALL = "SELECT pg_notify($1, $2)"
@@ -259,7 +260,7 @@ class ControlStore:
     async def bounce(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Give up on matching mail; its senders are told."""
         command = Command(selection, actor, "bounce", now)
-        await self._each(selection, FREEZE, self._operator)
+        await self._each(selection, FREEZE, self._operator, audited=command)
         await self._recall(selection)
 
         async def work(connection: Connection, within: Within) -> int:
@@ -268,26 +269,31 @@ class ControlStore:
             await connection.execute(THAW, *within, self._operator)
             return int(changed)
 
-        changed = await self._in_steps(selection, work, command)
+        changed = await self._in_steps(selection, work)
         await self._wake()
         return await self._steered(selection, changed)
 
     async def cancel(self, selection: Selection, *, actor: str, now: datetime) -> Steered:
         """Delete matching mail; nobody is told."""
         command = Command(selection, actor, "cancel", now)
-        await self._each(selection, FREEZE, self._operator)
+        await self._each(selection, FREEZE, self._operator, audited=command)
         await self._recall(selection)
 
         async def work(connection: Connection, within: Within) -> int:
-            tag = await connection.execute(CANCEL, *within, now, command.facts)
+            gone = await connection.fetchrow(CANCEL, *within, now, command.facts)
+            assert gone is not None
             if not self._keep_bodies:
-                await connection.execute(DELETE_FINISHED, selection.message, *within[-2:])
+                await connection.execute(DELETE_FINISHED, gone["finished"])
             # What was being sent at that moment could not be stopped, and must not stay held when it comes back.
             await connection.execute(THAW, *within, self._operator)
-            return _rows(tag)
+            return int(gone["changed"])
 
-        changed = await self._in_steps(selection, work, command)
+        changed = await self._in_steps(selection, work)
         return await self._steered(selection, changed)
+
+    async def count(self, selection: Selection) -> int:
+        """How many recipients fit; of a long queue, which changes while it is counted, about."""
+        return (await self._count(selection))[0]
 
     async def knows(self, message: int, tenant: str) -> bool:
         """Was this message accepted from this tenant?"""
@@ -307,17 +313,24 @@ class ControlStore:
         One transaction for millions would take minutes, let others wait for all of it, and be for nothing when its time
         is over. What is `audited` is so with the first.
         """
+        done = 0
+        async for within in self._steps(selection):
+            done += await self._in_one(work, within, audited)
+            audited = None
+        return done
+
+    async def _steps(self, selection: Selection) -> AsyncIterator[Within]:
+        """All there is, in steps; there is one at least."""
         if selection.message is not None:  # the narrowest, also for a plan that was made for others
-            within = (*selection.parameters(), selection.message - 1, selection.message)
-            return await self._in_one(work, within, audited)
-        after, done = LOWEST, 0
+            yield (*selection.parameters(), selection.message - 1, selection.message)
+            return
+        after = LOWEST
         while after < HIGHEST:
             async with self._connection() as connection:
-                upto = await connection.fetchval(LAST_OF_STEP, *selection.parameters(), after, self._step)
-            within = (*selection.parameters(), after, HIGHEST if upto is None else upto)
-            done += await self._in_one(work, within, audited if after == LOWEST else None)
-            after = within[-1]
-        return done
+                last = await connection.fetchval(LAST_OF_STEP, after, self._step)
+            upto = HIGHEST if last is None else last
+            yield (*selection.parameters(), after, upto)
+            after = upto
 
     async def _in_one(self, work: Work, within: Within, audited: Command | None) -> int:
         """Do the work in one transaction; again if it and the workers' own waited for one another."""
@@ -340,24 +353,40 @@ class ControlStore:
 
     async def _recall(self, selection: Selection) -> None:
         """Ask the workers to put matching mail back, and give them a moment to do it."""
-        deadline = asyncio.get_running_loop().time() + RECALL_FOR
         payload = msgspec.json.encode(selection).decode()
-        while (await self._count(selection))["owned"] and asyncio.get_running_loop().time() < deadline:
+        deadline: float | None = None
+        while await self._owned(selection):  # of a long queue it takes its time: they are asked once at least
+            now = asyncio.get_running_loop().time()
+            deadline = deadline or now + RECALL_FOR
+            if now >= deadline:
+                return
             await self._pool.execute(RECALL, CHANNEL, payload)
             await asyncio.sleep(RECALL_EVERY)
 
     async def _wake(self, word: Selection = WAKE) -> None:
         await self._pool.execute(RECALL, CHANNEL, msgspec.json.encode(word).decode())
 
-    async def _count(self, selection: Selection) -> asyncpg.Record:
-        async with self._connection() as connection:
-            row = await connection.fetchrow(COUNT, *selection.parameters())
-        assert row is not None
-        return row
+    async def _owned(self, selection: Selection) -> bool:
+        """Is any of it in the memory of a worker?"""
+        async for within in self._steps(selection):
+            async with self._connection() as connection:
+                if await connection.fetchval(OWNED, *within):
+                    return True
+        return False
+
+    async def _count(self, selection: Selection) -> tuple[int, int]:
+        """How many fit, and how many of them an operator holds."""
+        fit, kept = 0, 0
+        async for within in self._steps(selection):
+            async with self._connection() as connection:
+                row = await connection.fetchrow(COUNT, *within)
+            assert row is not None
+            fit, kept = fit + row["all"], kept + row["kept"]
+        return fit, kept
 
     async def _steered(self, selection: Selection, changed: int) -> Steered:
-        count = await self._count(selection)
-        return Steered(changed=changed, waiting=count["all"], kept=0 if self._operator else count["kept"])
+        waiting, kept = await self._count(selection)
+        return Steered(changed=changed, waiting=waiting, kept=0 if self._operator else kept)
 
 
 class MessageControl:

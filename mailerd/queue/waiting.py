@@ -7,7 +7,6 @@ from mailerd.queue.control import MATCH, Selection
 from mailerd.queue.trace import WAITS_FOR, WAITS_UNTIL
 from mailerd.queue.views import RecipientState, View
 
-COUNT = f"SELECT count(*) FROM recipients AS r, messages AS m WHERE {MATCH}"
 WAITING = f"""
     SELECT r.message_id, r.n, r.address, r.domain, m.sender, m.stream, m.pool, m.tenant,
            m.campaign, m.topic, m.credential, m.require_tls, r.queue, m.accepted_at, r.attempts, r.expires_at,
@@ -52,10 +51,6 @@ class WaitingStore:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-
-    async def count(self, selection: Selection) -> int:
-        """How many recipients fit."""
-        return int(await self._pool.fetchval(COUNT, *selection.parameters()))
 
     async def list(self, selection: Selection, *, queue: str | None, limit: int) -> list[WaitingView]:
         """Up to `limit` recipients that fit, of one queue if it is named; those due first come first."""

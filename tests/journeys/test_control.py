@@ -219,6 +219,43 @@ async def test_a_cancel_that_died_half_way_leaves_mail_held_with_the_reason_and_
     assert await relay.states(receipt) == ["delivered", "delivered"]
 
 
+@pytest.mark.parametrize("command", ["cancel", "bounce"])
+async def test_a_command_for_good_is_audited_before_it_does_anything(
+    relay: RunningRelay, control: ControlStore, later: None, command: str
+) -> None:
+    await relay.submit("a@example.net", "b@example.net")
+    await relay.settled()
+    await relay.pool.execute("UPDATE recipients SET owner = $1", relay.number)  # so that it waits for the worker
+    task = asyncio.create_task(getattr(control, command)(Selection(pool="default"), actor="me", now=relay.clock.now))
+    while not await relay.pool.fetchval("SELECT bool_or(held) FROM recipients"):
+        await asyncio.sleep(0.01)
+    assert await relay.pool.fetchval("SELECT action FROM audit") == command
+    await task
+    assert await relay.pool.fetchval("SELECT count(*) FROM audit") == 1
+
+
+async def test_mail_of_others_between_is_not_counted_nor_forgotten(
+    relay: RunningRelay, mx: ScriptedMx, control: ControlStore
+) -> None:
+    """Steps are of all mail, whether it fits or not."""
+    mx.on("RCPT TO:<", then="451 4.3.0 later")
+    mixed = [await relay.submit(f"a{n}@example.net", f"b{n}@example.org") for n in range(3)]
+    other, alone = await relay.submit("c@example.org"), await relay.submit("d@example.net")
+    await relay.settled()
+    await relay.pool.execute("UPDATE messages SET pending = 0 WHERE id = $1", other.message_id)  # its body is kept
+    await relay.pool.execute("DELETE FROM recipients WHERE message_id = $1", other.message_id)
+    selection = Selection(domain="example.net")
+    assert (await control.hold(selection, actor="me", now=relay.clock.now)).waiting == 4
+    assert await control.count(Selection()) == 7
+
+    gone = await control.cancel(selection, actor="me", now=relay.clock.now)
+    assert (gone.changed, gone.waiting) == (4, 0)
+    assert [await relay.states(receipt) for receipt in mixed] == [["cancelled", "deferred"]] * 3
+    left = {row[0] for row in await relay.pool.fetch("SELECT id FROM messages")}
+    assert left == {*(receipt.message_id for receipt in mixed), other.message_id}
+    assert alone.message_id not in left
+
+
 async def test_what_an_operator_holds_no_tenant_releases(
     relay: RunningRelay, control: ControlStore, later: None
 ) -> None:
