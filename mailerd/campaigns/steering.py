@@ -9,7 +9,7 @@ however often a campaign is paused and resumed.
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, Protocol, TypeAlias, cast
 
@@ -29,13 +29,16 @@ ACTOR = "campaign"  # in the audit and on held mail, when it is done after a cra
 WISH = "UPDATE campaign_runs SET steering = $2, wishes = wishes + 1 WHERE campaign_id = $1"
 TAKE = """
     UPDATE campaign_runs SET steering_until = $2 WHERE campaign_id = $1 AND steering <> ''
-       AND (steering_until IS NULL OR steering_until < $3) RETURNING steering, tenant, wishes
+       AND (steering_until IS NULL OR steering_until < $3) RETURNING tenant, steering, wishes, steering_until
 """
-RENEWED = "UPDATE campaign_runs SET steering_until = $2 WHERE campaign_id = $1 AND steering <> '' AND wishes >= $3"
+# Only while it is ours: whoever took it over, or was done with it, has changed the time.
+RENEWED = """
+    UPDATE campaign_runs SET steering_until = $3 WHERE campaign_id = $1 AND steering_until = $2 RETURNING steering_until
+"""
 DONE = """
     UPDATE campaign_runs SET steering = CASE WHEN wishes = $2 THEN '' ELSE steering END,
            steering_until = CASE WHEN wishes = $2 THEN NULL ELSE steering_until END
-     WHERE campaign_id = $1 RETURNING steering, wishes
+     WHERE campaign_id = $1 AND steering_until = $3 RETURNING steering, wishes
 """
 WISHED = "SELECT EXISTS (SELECT FROM campaign_runs WHERE campaign_id = $1 AND steering <> '')"
 LEFT = """
@@ -71,12 +74,13 @@ class Queue(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A wish that is ours to carry out; `number` tells it from the same one that comes later."""
+    """A wish that is ours to carry out `until` then; `number` tells it from the same one that comes later."""
 
     campaign_id: int
     tenant: str
     wish: Wish
     number: int
+    until: datetime
 
 
 class SteeringStore:
@@ -92,17 +96,19 @@ class SteeringStore:
     async def take(self, campaign_id: int, now: datetime) -> Taken | None:
         """Take what is to be done; None: nothing is, or somebody is at it."""
         row = await self._pool.fetchrow(TAKE, campaign_id, now + LEASE, now)
-        return None if row is None else Taken(campaign_id, row["tenant"], row["steering"], row["wishes"])
+        return None if row is None else Taken(campaign_id, *row)
 
-    async def renew(self, taken: Taken, now: datetime) -> None:
-        await self._pool.execute(RENEWED, taken.campaign_id, now + LEASE, taken.number)
+    async def renew(self, taken: Taken, now: datetime) -> Taken | None:
+        """Keep it for longer; None: it is another's, or done."""
+        until = await self._pool.fetchval(RENEWED, taken.campaign_id, taken.until, now + LEASE)
+        return None if until is None else replace(taken, until=until)
 
     async def done(self, taken: Taken) -> Taken | None:
         """It is carried out; returns what was wished meanwhile, which is ours as well."""
-        left = await self._pool.fetchrow(DONE, taken.campaign_id, taken.number)
+        left = await self._pool.fetchrow(DONE, taken.campaign_id, taken.number, taken.until)
         if left is None or not left["steering"]:
             return None
-        return Taken(taken.campaign_id, taken.tenant, cast("Wish", left["steering"]), left["wishes"])
+        return replace(taken, wish=cast("Wish", left["steering"]), number=left["wishes"])
 
     async def wished(self, campaign_id: int) -> bool:
         """Is there something to be done, or under way?"""
@@ -160,8 +166,8 @@ class Steerer:
             taken = await self._store.take(campaign_id, self._clock())
             while taken is not None:
                 log.info("campaign.steered", campaign=format_id(CAMPAIGN, campaign_id), wish=taken.wish)
-                await self._renewing(taken, self._do(taken, actor))
-                taken = None if taken.wish == "forget" else await self._store.done(taken)
+                kept = await self._renewing(taken, self._do(taken, actor))
+                taken = None if kept is None or kept.wish == "forget" else await self._store.done(kept)
         except Exception:  # the wish stays, and is carried out by the next sweep
             log.exception("campaign.steering_failed", campaign=format_id(CAMPAIGN, campaign_id))
 
@@ -178,12 +184,18 @@ class Steerer:
                 await self._queue.cancel(name, tenant, actor)
                 await self._store.forget(taken.campaign_id)
 
-    async def _renewing(self, taken: Taken, work: Awaitable[None]) -> None:
+    async def _renewing(self, taken: Taken, work: Awaitable[None]) -> Taken | None:
+        """Do the work and keep it ours; None: it was left off, since another took it over while we stood still."""
         task = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({task}, timeout=RENEW))[0]:
-                await self._store.renew(taken, self._clock())
+                renewed = await self._store.renew(taken, self._clock())
+                if renewed is None:
+                    log.warning("campaign.steering_lost", campaign=format_id(CAMPAIGN, taken.campaign_id))
+                    return None
+                taken = renewed
             await task
+            return taken
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):

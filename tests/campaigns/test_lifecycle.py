@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mailerd.campaigns import scheduler
+from mailerd.campaigns import scheduler, steering
 from mailerd.campaigns.analytics.counts import Delta
 from mailerd.campaigns.analytics.rollups import RollUpStore
 from mailerd.campaigns.compliance import Finding
@@ -225,6 +225,33 @@ async def test_a_resume_while_mail_is_being_held_has_the_last_word(office: Offic
 
     assert [command for command, _ in office.lane.told] == ["hold", "release"]
     assert await office.pool.fetchval("SELECT steering FROM campaign_runs") == ""
+
+
+async def test_who_stood_still_until_another_had_taken_over_leaves_off(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steering, "RENEW", 1.0)
+    campaign = await office.begun()
+    began = asyncio.Event()
+
+    async def for_ever() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    await office.do("pause", campaign, reason="")
+    office.lane.trouble = for_ever
+    holding = asyncio.create_task(office.desk.steerer.steer(campaign.id))
+    await began.wait()
+
+    office.lane.trouble = None
+    office.now += 2 * LEASE
+    other = CampaignDesk(lambda: SETTINGS, office.pool, queue=office.lane, clock=lambda: office.now)
+    await other.steerer.steer(campaign.id)
+    await office.do("resume", campaign)
+    await other.steerer.steer(campaign.id)
+    async with asyncio.timeout(5):
+        await holding
+    assert [command for command, _ in office.lane.told] == ["hold", "release"]
 
 
 async def test_a_pause_and_a_resume_and_a_pause_while_mail_is_being_held_hold_it_again(office: Office) -> None:
