@@ -213,10 +213,9 @@ class Attempts:
         for recipient, suppression in found:
             verdict = local_verdict(Kind.SUPPRESSED, *REFUSAL, suppression.told_to(message.tenant))
             _notify(notices, Notice(recipient, "failed", verdict))
-            metrics.finished(message.stream, "suppressed", (now - message.accepted_at).total_seconds())
             log.info("recipient.suppressed", message=format_message_id(message.id), to=recipient.address)
             facts = suppression.refusal(message.tenant) | {"at": "data"}
-            settled.append(Settled(recipient, _event(recipient, "recipient.suppressed", facts, now)))
+            settled.append(Settled(recipient, _end(recipient, "suppressed", facts, now)))
         out = {recipient.n for recipient, _ in found}
         job.recipients = [recipient for recipient in job.recipients if recipient.n not in out]
         await self._finish(message, settled, notices, now)
@@ -264,8 +263,7 @@ class Attempts:
                 _notify(notices, Notice(recipient, "relayed", verdict, where.host, result.reply is not None))
             if personal and verdict.outcome is Outcome.DELIVERED:
                 data["personal"] = True
-            metrics.finished(job.message.stream, verdict.outcome, (now - job.message.accepted_at).total_seconds())
-            event = _event(recipient, f"recipient.{verdict.outcome}", data, now)
+            event = _end(recipient, verdict.outcome, data, now)
             settled.append(Settled(recipient, event, suppression=self._consequence(recipient, result, now)))
         if notices:
             await self._finish(job.message, settled, notices, now)
@@ -285,7 +283,7 @@ class Attempts:
         recipient.last_reply = str(verdict)
         recipient.in_doubt |= result.in_doubt
         if self._gives_up(recipient):
-            return Settled(recipient, _event(recipient, "recipient.in_doubt", data, now))
+            return Settled(recipient, _end(recipient, "in_doubt", data, now))
         due_at = next_attempt(
             verdict.kind,
             recipient.attempts,
@@ -299,7 +297,7 @@ class Attempts:
             over = expired(recipient.last_reply)
             _notify(notices, Notice(recipient, "failed", over, where.host))
             consequence = consequences.of_expiry(recipient, over, self._config.suppression, now)
-            return Settled(recipient, _event(recipient, "recipient.expired", data, now), suppression=consequence)
+            return Settled(recipient, _end(recipient, "expired", data, now), suppression=consequence)
         data["due_at"] = due_at.isoformat()
         stream = self._config.streams.get(recipient.message.stream)
         if stream is not None and delay_is_due(recipient, stream, now):
@@ -331,7 +329,6 @@ class Attempts:
             )
             _notify(notices, Notice(recipient, "failed", verdict))
             state = "bounced" if recipient.returned else "expired"
-            metrics.finished(job.message.stream, state, (now - job.message.accepted_at).total_seconds())
             facts = {"attempts": recipient.attempts, "kind": verdict.kind, "text": recipient.last_reply}
             if recipient.returned:
                 facts |= {"code": verdict.code, "enhanced": verdict.enhanced, "text": verdict.text}
@@ -340,7 +337,7 @@ class Attempts:
                 if recipient.returned
                 else consequences.of_expiry(recipient, verdict, self._config.suppression, now)
             )
-            event = _event(recipient, f"recipient.{state}", facts, now)
+            event = _end(recipient, state, facts, now)
             settled.append(Settled(recipient, event, suppression=consequence))
         await self._finish(job.message, settled, notices, now)
 
@@ -358,9 +355,7 @@ class Attempts:
         await self._finish(
             job.message,
             [
-                Settled(
-                    recipient, _event(recipient, "recipient.in_doubt", facts | {"attempts": recipient.attempts}, now)
-                )
+                Settled(recipient, _end(recipient, "in_doubt", facts | {"attempts": recipient.attempts}, now))
                 for recipient in doubtful
             ],
             [],
@@ -399,7 +394,7 @@ class Attempts:
         (recipient,) = job.recipients
         log.info("recipient.withheld", message=format_message_id(job.message.id), reason=why.reason)
         facts = {"reason": why.reason, "detail": why.detail}
-        event = _event(recipient, "recipient.withheld", facts, now)
+        event = _end(recipient, "withheld", facts, now)
         await self._finish(job.message, [Settled(recipient, event)], [], now)
 
     async def _still(self, job: Job) -> bool:
@@ -550,6 +545,13 @@ def _dismissed(transaction: Transaction) -> bool:
 def _notify(notices: list[Notice], notice: Notice) -> None:
     if not notice.recipient.message.render and wanted(notice.recipient, notice.action):  # campaigns have their ledger
         notices.append(notice)
+
+
+def _end(recipient: Recipient, state: str, data: dict[str, Any], now: datetime) -> Event:
+    """The event of a recipient's final state, which is counted."""
+    message = recipient.message
+    metrics.finished(message.stream, state, (now - message.accepted_at).total_seconds())
+    return _event(recipient, f"recipient.{state}", data, now)
 
 
 def _event(recipient: Recipient, type_: str, data: dict[str, Any], now: datetime) -> Event:

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from mailerd import metrics
 from mailerd.config import Campaigns, Delivery, Duration
 from mailerd.delivery.destination import MOST_RENDERED
 from mailerd.delivery.rendering import Rendered, Withheld
@@ -48,6 +49,13 @@ class Rendering:
 
     async def still(self, message: Message, recipient: Recipient) -> Withheld | None:
         return self.withheld.get(message.render)
+
+
+def finished(state: str) -> float:
+    """How many recipients were counted that ended so."""
+    label = f'state="{state}"'.encode()
+    lines = [line for line in metrics.render().splitlines() if line.startswith(b"mailerd_recipients_finished_total{")]
+    return sum(float(line.rsplit(b" ", 1)[1]) for line in lines if label in line)
 
 
 def deferred(address: str, render: str = "1:2:3") -> Deferred:
@@ -113,6 +121,32 @@ async def test_what_is_withheld_at_the_last_moment_is_not_sent_and_says_why(rela
     assert [delivery.recipient for delivery in mx.delivered] == ["cid@example.net"]
     data = await relay.pool.fetchval("SELECT data FROM events WHERE type = 'recipient.withheld'")
     assert data == {"reason": "erased", "detail": "the contact was erased"}
+
+
+@pytest.mark.parametrize(
+    ("state", "reply", "withheld"),
+    [
+        ("in_doubt", CLOSE, False),
+        ("expired", "451 4.3.0 never", False),
+        ("withheld", "250 ok", True),
+    ],
+)
+async def test_whatever_mail_ends_as_is_counted(relay, mx, rendering, state, reply, withheld):
+    before = finished(state)
+    mx.on("DOT", reply)
+    if withheld:
+        rendering.withheld["1:2:3"] = Withheld("erased", "the contact was erased")
+    await hand_over(relay, deferred("bob@example.net"))
+    await relay.settled()
+    for _ in range(40):
+        if await relay.pool.fetchval("SELECT count(*) FROM recipients") == 0:
+            break
+        relay.clock.advance(hours=4)  # the last attempt finds that there is no time for another
+        await relay.run_once()
+
+    types = [row["type"] for row in await relay.pool.fetch("SELECT type FROM events ORDER BY txid, seq")]
+    assert types[-1] == f"recipient.{state}"
+    assert finished(state) == before + 1
 
 
 async def test_who_says_no_while_the_host_is_slow_at_rcpt_gets_no_content(relay, mx, rendering):
