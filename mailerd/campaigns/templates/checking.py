@@ -12,7 +12,6 @@ from jinja2 import TemplateSyntaxError, nodes
 from jinja2.visitor import NodeTransformer
 
 from mailerd.campaigns.templates.filters import FILTERS, TESTS
-from mailerd.campaigns.templates.languages import TEXT
 from mailerd.campaigns.templates.sandbox import Language
 from mailerd.campaigns.templates.values import TemplateProblem
 
@@ -192,11 +191,6 @@ def _is_range(node: nodes.Call) -> bool:
     named = isinstance(node.node, nodes.Name) and node.node.name == "range"
     plain = not node.kwargs and node.dyn_args is None and node.dyn_kwargs is None
     return named and plain and 1 <= len(node.args) <= 3
-
-
-def check_subject(subject: str) -> list[TemplateProblem]:
-    """What is wrong with a subject that is to stand in place of a template's own."""
-    return check(TEXT, subject, "/subject").problems
 
 
 def variables(tree: nodes.Node) -> list[str]:
