@@ -168,7 +168,6 @@ DEPTH = """
            count(*)::int AS recipients
       FROM recipients GROUP BY 1, 2
 """
-NEXT_DUE = "SELECT min(ready_at) FROM queues WHERE next_due < 'infinity'"
 # By code point, as Python sorts: every transaction locks queues in the same order, whatever the database's language.
 LOCK_QUEUES = """SELECT FROM queues WHERE name = ANY ($1::text[]) ORDER BY name COLLATE "C" FOR UPDATE"""
 CLAIM = """
@@ -415,11 +414,6 @@ class QueueStore:
         rows = await self._pool.fetch(DUE_QUEUES, now, list(after), list(after.values()), pools, flows, queues)
         found = [Queue(row["name"], row["lane"], row["flow"], row["pool"]) for row in rows if row["name"] is not None]
         return found, {row["lane"]: row["flow"] for row in rows if row["n"] == flows}
-
-    async def next_due(self) -> datetime | None:
-        """When the next recipient without an owner is due."""
-        value: datetime | None = await self._pool.fetchval(NEXT_DUE)
-        return value
 
     async def claim(self, wanted: dict[str, int], *, now: datetime, worker: int, bytes_: int) -> list[Message]:
         """Take up to so many due recipients of each queue for this worker; content comes with `bytes_` of them."""
