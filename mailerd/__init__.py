@@ -14,7 +14,8 @@ Glossary (one word, one meaning):
 message      content and envelope, accepted once; its id is a time-ordered 63-bit number, outside `msg_` and base 32
 recipient    one address of a message, the unit of queueing: (message id, n), n counted from 1
 stream       `transactional` or `marketing`: which pool, which expiry, which precedence
-queue        the recipients waiting for one stream, pool and domain, by name `stream/pool/domain`
+flow         whose turn it is within a lane: a tenant, a campaign of one, or a part of either; flows take turns
+queue        the recipients waiting for one stream, pool, flow and domain: `stream/pool/flow/domain`
 site         the set of hosts that take mail for a domain; all domains with the same set are one destination
 source       one address of ours that we send from
 pool         sources that stand in for one another

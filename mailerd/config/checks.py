@@ -14,7 +14,7 @@ from mailerd.wire.address import parse_mailbox, with_parents
 Place = tuple[str | int, ...]  # the way to a key: ("listeners", 0, "bind")
 Findings = Iterator[tuple[Place, str]]
 
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)  # no slash: queues are named stream/pool/domain
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)  # no slash: queues are named stream/pool/flow/domain
 # What delivery.warmup has tables for; the largest stage that it counts with.
 BUILT_IN_PLANS = ("documents", "standard", "conservative")
 LARGEST_STAGE = 1_000_000_000

@@ -151,22 +151,6 @@ class Ledger:
         self._tables = _Tables(memoryview(self._map), slots, records)
         self._keys, self._numbers, self._held = self._tables.keys, self._tables.numbers, self._tables.held
 
-    @staticmethod
-    def read(path: Path) -> list[Record]:
-        """All records, for a process that takes no part. Raises OSError or ValueError when there is no ledger."""
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            if len(mapped) < PAGE:
-                raise ValueError(f"{path} is not a ledger")
-            magic, slots, records, _ = HEADER.unpack_from(mapped)
-            if magic != MAGIC or len(mapped) != _Tables.size(slots, records):
-                raise ValueError(f"{path} is not a ledger of this version")
-            with memoryview(mapped) as view:
-                tables = _Tables(view, slots, records)
-                try:
-                    return list(tables.records())
-                finally:
-                    tables.release()
-
     @classmethod
     def look(cls, path: Path | None, *, clock: Callable[[], float] = time.monotonic) -> "Ledger":
         """A copy of what the workers count, for who only looks: its changes are seen by nobody. None: an empty one.

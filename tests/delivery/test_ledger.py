@@ -507,7 +507,7 @@ def test_another_process_reads_all_records(tmp_path: Path, open_ledger: Open) ->
     for ledger in (one, two, two):
         assert ledger.hold([Hold(ledger.meter("mta1/mx.example"), 9)], [], 60.0) is None
     one.take([Charge(one.meter("rate"), 2.0)], 61.0)
-    path, rate = sorted(Ledger.read(tmp_path / "ledger"))
+    path, rate = sorted(Ledger.look(tmp_path / "ledger").records())
     assert path == ("mta1/mx.example", 3, (1, 2), -math.inf, 0.0, 60.0, (1.5,) * STATE)
     assert rate == ("rate", 0, (0, 0), pytest.approx(61 + 2 * SLACK), 2.0, 61.0, (0.0,) * STATE)
     assert sorted(one.records()) == [path, rate]
@@ -517,9 +517,9 @@ def test_another_process_reads_all_records(tmp_path: Path, open_ledger: Open) ->
 def test_what_is_not_a_ledger_is_not_read_and_is_replaced(tmp_path: Path, open_ledger: Open, content: bytes) -> None:
     (tmp_path / "ledger").write_bytes(content)
     with pytest.raises(ValueError):
-        Ledger.read(tmp_path / "ledger")
+        Ledger.look(tmp_path / "ledger")
     open_ledger(0, 2)
-    assert Ledger.read(tmp_path / "ledger") == []
+    assert list(Ledger.look(tmp_path / "ledger").records()) == []
 
 
 def test_long_names_are_apart_and_cut_for_readers(open_ledger: Open) -> None:
@@ -555,7 +555,7 @@ def test_a_ledger_of_other_size_is_replaced_and_who_has_the_old_one_mapped_lives
     new = open_ledger(0, 4)
     assert old.hold([Hold(old.meter("a"), 1)], [], 100.0) is None
     assert new.hold([Hold(new.meter("a"), 1)], [], 100.0) is None
-    assert [record.holders for record in Ledger.read(tmp_path / "ledger")] == [(1, 0, 0, 0)]
+    assert [record.holders for record in Ledger.look(tmp_path / "ledger").records()] == [(1, 0, 0, 0)]
     assert not list(tmp_path.glob("*.new"))
 
 
