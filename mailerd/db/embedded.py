@@ -337,11 +337,9 @@ def _check_major(cluster: Path) -> None:
     if found != str(MAJOR):
         raise DatabaseError(
             f"{cluster} was made by PostgreSQL {found}, this mailerd brings PostgreSQL {MAJOR}. Nothing was changed. "
-            f"To go on: with the programs of PostgreSQL {found} run "
-            f"`postgres -D {cluster} -k /tmp -c listen_addresses=` and "
-            f"`pg_dump -h /tmp -U {USER} -Fc -f mailerd.dump {DATABASE}`, stop it, move {cluster} away, start "
-            f"mailerd once to make a new cluster, stop it, and bring the dump back with PostgreSQL {MAJOR}'s "
-            f"`pg_restore --clean --if-exists`; or use `pg_upgrade`. README, section Upgrading PostgreSQL"
+            f"To go on: dump the database with the `pg_ctl` and `pg_dump` of PostgreSQL {found}, move {cluster} away, "
+            f"and restore the dump into a new cluster with `initdb` and `pg_restore` of PostgreSQL {MAJOR}, as README "
+            f"says word for word under Upgrading; or use `pg_upgrade`"
         )
 
 
