@@ -49,7 +49,7 @@ class Part:
             return words
         if scale is not Scale.QUICK:
             return [*words, *(self.shorter.split() if scale is Scale.USUAL else [])]
-        return [*words, *(["--kills", "6", "--no-freezes"] if self.name == "faults" else ["--quick"])]
+        return [*words, "--quick"]
 
 
 # What the figures rest on first, should there be no time for the rest.

@@ -33,7 +33,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import machine
-from benchmarks.report import MISSED, Results, trees_of
+from benchmarks.report import MISSED, Results, machine_line, trees_of
 from tests.faults import steps
 from tests.faults.laboratory import Comparison, Laboratory, kill, laboratory
 from tests.support.campaign_run import STEPS as TABLES
@@ -41,6 +41,8 @@ from tests.support.campaign_run import CampaignRun, at_step
 from tests.support.submitters import Submitters
 
 RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = Path(__file__).parent / "work" / "quick"  # that nobody takes them for figures
+USUAL, FEW = 500, 6  # kills
 FROZEN = 40.0  # seconds; longer than a lease
 EARLY = 0.25  # share of the kills that do not wait until mail flows again after the one before
 RECOVERED = 90.0  # seconds in which mail has to flow again
@@ -351,19 +353,38 @@ def _row(name: str, kind: Kind) -> tuple[str, ...]:
     )
 
 
+def directory_of(kills: int, *, quick: bool, resume: bool) -> Path:
+    """Where results go that nobody gave a place: few kills are no figures, unless they are the rest of more."""
+    return QUICK_RESULTS if quick or (kills < USUAL and not resume) else RESULTS
+
+
 def main(
-    kills: Annotated[int, typer.Option(min=1)] = 500,
+    kills: Annotated[int | None, typer.Option(min=1, help=f"{USUAL} if not given.", show_default=False)] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"{FEW} kills and no freezes: to see that it works, not for figures.")
+    ] = False,
     freezes: Annotated[bool, typer.Option(help="Stop processes for 40 s, too.")] = True,
     resume: Annotated[bool, typer.Option(help="Go on behind the parts that an earlier run has finished.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of the random moments; they still depend on the machine.")] = None,
     keep: Annotated[Path | None, typer.Option(help="A directory for data and logs, kept afterwards.")] = None,
-    out: Annotated[Path, typer.Option(help="Where faults.json and faults.md are written.")] = RESULTS,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where faults.json and faults.md are written: benchmarks/results if not given, with --quick or fewer "
+            "kills than usual benchmarks/work/quick, unless they are resumed.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Kill, count, report."""
     random.seed(seed)
+    kills, freezes = kills or (FEW if quick else USUAL), freezes and not quick
+    out = out or directory_of(kills, quick=quick, resume=resume)
     parts = before(out / "faults.jsonl") if resume else []
     results = Results(out, "faults", console)
-    results.line(machine=machine.describe(out))
+    described = machine.describe(out)
+    results.line(machine=described)
+    results.text(machine_line(described))
     for each in parts:
         results.line(part=msgspec.to_builtins(each))
     done = sum(each.kills for each in parts)

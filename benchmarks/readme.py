@@ -213,7 +213,13 @@ def _with(word: str, rows: str) -> str:
 def _source(name: str, results: Path) -> str:
     """Where figures are from."""
     machines = [line["machine"] for line in _lines(name, results) if "machine" in line]
-    day = f", {machines[-1]['date'][:16].replace('T', ' ')}" if machines else ""
+    day = (
+        f", {machines[-1]['date'][:16].replace('T', ' ')}"
+        if machines
+        else ", computed"
+        if name == "capacity"
+        else ", undated"
+    )
     return f"`scripts/bench {name.replace('-crash', ' --crash')}`, [{name}.md](benchmarks/results/{name}.md){day}"
 
 
