@@ -435,7 +435,7 @@ class Worker:
         self._recalled(self._relay.dispatcher.recall_these(await self._leases.held(self._number)))
         self._relay.upkeep.changed()
         self._sending.wake()
-        self._relay.dispatcher.wake()
+        self._relay.dispatcher.look_again()
 
     def _on_recall(self, payload: str) -> None:
         selection = msgspec.json.decode(payload, type=Selection)

@@ -60,7 +60,7 @@ class CampaignOptions(Request, frozen=True, kw_only=True):
 class RecurrenceBody(Request, frozen=True, kw_only=True):
     """`every` day, week (on `days`) or month (on `day`; 31 is the last one of shorter months) `at` a time of the zone.
 
-    Until a moment or so many times, or for good.
+    Until a moment or so many times, or for good. `made` may be given back as it is shown: it is counted here.
     """
 
     every: Literal["day", "week", "month"]
@@ -70,6 +70,7 @@ class RecurrenceBody(Request, frozen=True, kw_only=True):
     time_zone: Annotated[str, Meta(max_length=64)] = "UTC"
     until: Moment | None = None
     count: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    made: Annotated[int, Meta(ge=0)] = 0
 
 
 class NewCampaign(Request, frozen=True, kw_only=True):

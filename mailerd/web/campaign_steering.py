@@ -83,7 +83,7 @@ async def schedule(call: Call) -> web.Response:
         if asked.timing is not None:
             changed = replace(changed, timing=timing_of(asked.timing))
         if asked.recurrence is not None:
-            changed = replace(changed, recurrence=recurrence_of(asked.recurrence, "/recurrence"))
+            changed = replace(changed, recurrence=recurrence_of(asked.recurrence, present.recurrence))
         changed = scheduled(changed, asked.schedule_time, call.services.now())
         await may_go(call, changed, thorough=True)
 

@@ -43,7 +43,7 @@ def new_campaign(call: Call, asked: NewCampaign) -> Campaign:
         audience=_audience(asked.contact_list_ids, asked.audience),
         schedule_time=None,
         timing=timing_of(asked.timing),
-        recurrence=None if asked.recurrence is None else recurrence_of(asked.recurrence, "/recurrence"),
+        recurrence=None if asked.recurrence is None else recurrence_of(asked.recurrence, None),
         parent_id=None,
         options=_options(asked.options),
         ab_test_config=_ab_test(asked.ab_test_config),
@@ -117,7 +117,7 @@ def merged(call: Call, present: Campaign, asked: ChangedCampaign) -> Campaign:
         changes["timing"] = timing_of(asked.timing)
     if not isinstance(asked.recurrence, UnsetType):
         rule = asked.recurrence
-        changes["recurrence"] = None if rule is None else recurrence_of(rule, "/recurrence")
+        changes["recurrence"] = None if rule is None else recurrence_of(rule, present.recurrence)
     if not isinstance(asked.options, UnsetType):
         changes["options"] = _changed_options(present.options, asked.options)
     if not isinstance(asked.ab_test_config, UnsetType):
@@ -185,11 +185,17 @@ def timing_of(given: Timing) -> Timing:
         raise problems.invalid([FieldError("invalid_value", error.detail, pointer=f"/timing{error.pointer}")]) from None
 
 
-def recurrence_of(given: RecurrenceBody, pointer: str) -> Recurrence:
+def recurrence_of(given: RecurrenceBody, present: Recurrence | None) -> Recurrence:
+    """The rule that is asked for; the campaigns that came of the present one count for its `count`."""
+    made = 0 if present is None else present.made
     try:
-        return recurrence.checked(msgspec.convert(fields_of(given), Recurrence))
+        if given.count is not None and given.count <= made:
+            detail = f"{made} campaigns came of it already: say more than that, or null for no such end."
+            raise TimingError("/count", detail)
+        return recurrence.checked(msgspec.convert(fields_of(given) | {"made": made}, Recurrence))
     except TimingError as error:
-        raise problems.invalid([FieldError("invalid_value", error.detail, pointer=pointer + error.pointer)]) from None
+        fault = FieldError("invalid_value", error.detail, pointer=f"/recurrence{error.pointer}")
+        raise problems.invalid([fault]) from None
 
 
 def _options(given: CampaignOptions, resend: Resend | None = None) -> Options:

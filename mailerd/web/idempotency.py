@@ -24,7 +24,8 @@ def key_of(call: Call, body: bytes) -> Idempotency | None:
         raise ProblemError(400, "invalid_idempotency_key", detail)
     said = f"{call.request.content_type}\n{call.request.rel_url.raw_query_string}\n".encode() + body
     path = f"{call.operation.method} {call.request.rel_url.raw_path}"
-    return Idempotency(call.caller.name, path, key, hashlib.sha256(said).digest())
+    owner = f"{call.caller.tenant}/{call.caller.name}"  # a name may be given again, to another tenant
+    return Idempotency(owner, path, key, hashlib.sha256(said).digest())
 
 
 def earlier(call: Call, outcome: Replayed | Conflict) -> web.Response:

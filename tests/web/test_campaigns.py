@@ -224,6 +224,25 @@ async def test_a_recurring_one_has_its_next_time_and_is_not_sent_itself(api: Api
     assert await step(api, path, "resume") == (200, "scheduled")
 
 
+@pytest.mark.parametrize("method", ["PATCH", "PUT", "schedule"])
+async def test_a_changed_rule_counts_the_campaigns_that_came_of_it(api: Api, method: str) -> None:
+    path = await made(api)
+    rule = {"every": "day", "at": "09:00", "time_zone": "UTC", "count": 3}
+    assert await step(api, path, "schedule", json={"recurrence": rule}) == (200, "scheduled")
+    await api.relay.pool.execute("""UPDATE campaigns SET recurrence = recurrence || '{"made": 2}'""")
+
+    async def change(**changes: Any) -> Answer:
+        body = {"recurrence": (await shown(api, path))["recurrence"] | changes}
+        if method == "schedule":
+            return await api.ask("POST", f"{path}/schedule", json=body)
+        return await api.ask(method, path, json=body)
+
+    assert (await change(at="10:00", made=0)).status == 200
+    assert (await shown(api, path))["recurrence"]["made"] == 2
+    refused = await change(count=2)
+    assert (refused.status, refused.problem.errors[0].pointer) == (422, "/recurrence/count")
+
+
 async def test_what_keeps_it_from_being_sent_is_told_by_check_and_by_send(api: Api) -> None:
     template = await make_template(api.relay.pool, html="<p>News</p>", text="News")
     path = await made(api, template_id=format_id("tpl_", template), contact_list_ids=[])

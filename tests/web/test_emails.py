@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
+from mailerd.intake.credentials import CredentialStore
 from mailerd.web.app import OPERATIONS
 from tests.support.dns_server import DnsServer
 from tests.web.conftest import EMAIL, Api
@@ -360,6 +361,19 @@ async def test_the_same_key_of_another_owner_or_path_is_another_key(api: Api) ->
 
     assert (other.status, there.status) == (202, 202)
     assert await api.accepted() == 3
+
+
+async def test_a_key_is_not_that_of_a_credential_of_the_same_name_of_another_tenant(api: Api) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = await api.send(key="sender", headers=headers)
+    store = CredentialStore(api.relay.pool)
+    await store.delete("sender")
+    token = await store.create("sender", tenant="other")
+    other = await api.send(key=token, headers=headers)
+
+    assert (first.status, other.status) == (202, 202)
+    assert other.body != first.body
+    assert await api.accepted() == 2
 
 
 async def test_what_failed_leaves_its_key_free(api: Api) -> None:
