@@ -82,16 +82,12 @@ def generate(
     try:
         key = identity.generate(path, kind.value)
     except FileExistsError:
-        text = f"{path} exists and is not overwritten: choose another --selector or --out"
-        raise CommandError(text, os.EX_CANTCREAT) from None
+        text = f"{path} exists and is not overwritten: choose another --selector or --out, or use it by the lines\n"
+        raise CommandError(text + _lines(ascii_domain, chosen, out or relative), os.EX_CANTCREAT) from None
     except OSError as error:
         raise _unwritable(path, error) from None
-    lines = [
-        f"domains:\n  {ascii_domain}:\n    dkim:",
-        f"      - {{selector: {chosen}, key_file: {out or relative}}}\n",
-    ]
-    record = identity.zone_record(ascii_domain, chosen, key)
-    _show_new(ascii_domain, chosen, path, record, "\n".join(lines), settings, as_json=as_json)
+    record, lines = identity.zone_record(ascii_domain, chosen, key), _lines(ascii_domain, chosen, out or relative)
+    _show_new(ascii_domain, chosen, path, record, lines, settings, as_json=as_json)
 
 
 @app.command()
@@ -204,8 +200,17 @@ def _configured(settings: "Settings", domain: str) -> str:
     for name in settings.config.domains:
         if _ascii(name) == ascii_domain:
             return name
+    keys = sorted(Path(settings.config.data_dir, "dkim", ascii_domain).glob("*.pem"))
+    if keys:
+        text = f"{settings.path} has no domain {domain}; to use the key that there is, write\n"
+        raise CommandError(text + _lines(ascii_domain, keys[-1].stem, keys[-1]), os.EX_CONFIG)
     text = f"{settings.path} has no domain {domain}: `mailerd dkim generate {domain}` makes a first key for it"
     raise CommandError(text, os.EX_CONFIG)
+
+
+def _lines(domain: str, selector: str, file: Path) -> str:
+    """Of the configuration."""
+    return f"domains:\n  {domain}:\n    dkim:\n      - {{selector: {selector}, key_file: {file}}}\n"
 
 
 def _ascii(domain: str) -> str:

@@ -93,8 +93,9 @@ async def _explain(settings: "Settings", asked: str, mail: "Mail") -> "Explanati
 
 
 async def _of_path(ask: "Explainer", asked: str) -> "Explanation":
-    source, arrow, site = asked.rpartition(">")
-    if not site or ">" in source or any(letter.isspace() for letter in asked):
+    source, arrow, site = (part.strip() for part in asked.rpartition(">"))
+    source = "" if source == "this host" else source  # as it is shown
+    if not site or ">" in source or any(letter.isspace() for letter in source + site):
         raise typer.BadParameter("a path is SOURCE>SITE, such as 'mta1>mx.example.com'.")
     try:
         return await ask.path(source if arrow else None, site)

@@ -174,7 +174,8 @@ class Dispatcher:
 
     def left(self, messages: Sequence[Message]) -> None:
         """These were stored and not kept: what goes first is claimed at once, other mail when there is room."""
-        if self._memory.half_empty or any(message.lane < FIRST_LANES for message in messages):
+        due = [message for message in messages if message.recipients[0].due_at <= message.accepted_at]
+        if due and (self._memory.half_empty or any(message.lane < FIRST_LANES for message in due)):
             self._wake.set()
 
     @property

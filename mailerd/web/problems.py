@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from http import HTTPStatus
 from typing import Any, TypeVar
 
 import msgspec
@@ -41,7 +40,7 @@ TITLES = {
     "busy": "Too much at once",
     "not_ready": "Not ready",
 }
-"""Our own codes; a refusal of the relay brings its own code and gets the title of its status."""
+"""Of codes that say too little as words."""
 
 
 class FieldError(Struct, frozen=True, omit_defaults=True):
@@ -113,7 +112,7 @@ class ProblemError(Exception):
     def answer(self, request_id: str) -> web.Response:
         problem = Problem(
             type=f"urn:mailerd:problem:{self.code}",
-            title=TITLES.get(self.code) or HTTPStatus(self.status).phrase,
+            title=TITLES.get(self.code) or self.code.replace("_", " ").capitalize(),
             status=self.status,
             code=self.code,
             detail=self.detail,

@@ -72,6 +72,7 @@ async def test_a_key_is_never_overwritten(site):
     again = await site.command("generate", "example.com", "--selector", "s1")
     assert again.status == os.EX_CANTCREAT
     assert "is not overwritten" in again.err
+    assert "- {selector: s1, key_file: dkim/example.com/s1.pem}" in again.err
     assert (site.directory / "dkim/example.com/s1.pem").read_bytes() == content
 
 
@@ -93,6 +94,15 @@ async def test_dns_that_does_not_answer_is_told_apart_from_a_missing_record(site
     done = await site.command("check")
     assert done.status == os.EX_TEMPFAIL
     assert "unknown" in done.out
+
+
+async def test_a_key_that_is_not_configured_yet_is_named_with_the_lines_to_write(site):
+    await site.command("generate", "example.com", "--selector", "s1")
+    for asked in ("rotate", "check"):
+        done = await site.command(asked, "example.com")
+        assert done.status == os.EX_CONFIG
+        assert "- {selector: s1, key_file: " in done.err
+        assert "generate" not in done.err
 
 
 async def test_what_is_not_configured_or_not_readable_is_told(site):

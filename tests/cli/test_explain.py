@@ -175,6 +175,8 @@ def test_what_is_nothing_of_ours_is_a_matter_of_usage(daemon: LiveDaemon, asked:
     ("asked", "status", "said"),
     [
         ("nosuch>127.0.0.1:2526", os.EX_NOINPUT, "no source 'nosuch'"),
+        ("this host > 127.0.0.1:1", os.EX_NOINPUT, "no site '127.0.0.1:1'"),  # as a path is shown
+        ("this host>127.0.0.1:1", os.EX_NOINPUT, "no site '127.0.0.1:1'"),
         (">127.0.0.1:1", os.EX_NOINPUT, "no site '127.0.0.1:1'"),
         (">fresh.example", os.EX_NOINPUT, "fresh.example is at 127.0.0.1"),
         ("mta1>", os.EX_USAGE, "SOURCE>SITE"),

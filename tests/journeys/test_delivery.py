@@ -22,6 +22,7 @@ from mailerd.config import (
     Stream,
 )
 from mailerd.delivery import identity
+from mailerd.queue.store import QueueStore
 from mailerd.wire import dkim
 from tests.support.dns_server import DnsServer
 from tests.support.relay import CONTENT, Clock, RunningRelay, relay_config, running_relay
@@ -250,6 +251,19 @@ async def test_mail_scheduled_for_later_waits_in_the_database(relay: RunningRela
     now.advance(hours=3)
     await relay.run_once()
     assert await relay.states(later) == ["delivered"]
+
+
+async def test_mail_scheduled_for_later_is_not_looked_for_now(
+    relay: RunningRelay, now: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailerd.delivery.dispatcher.POLL", 3600.0)
+    await relay.run_once()
+    looks: list[object] = []
+    monkeypatch.setattr(QueueStore, "due_queues", lambda *_, **__: looks.append(1))
+    for n in range(5):
+        await relay.submit(f"eve{n}@example.net", not_before=now.now + timedelta(hours=3))
+    await asyncio.sleep(0.1)
+    assert looks == []
 
 
 async def test_more_mail_than_fits_into_memory_comes_by_way_of_the_database(

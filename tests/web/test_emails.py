@@ -347,6 +347,15 @@ async def test_the_same_key_and_body_are_done_once_and_the_answer_is_given_again
     assert await api.accepted() == 1
 
 
+async def test_each_problem_has_a_title_of_its_own(api: Api) -> None:
+    refused = await api.send(EMAIL | {"from": "a@elsewhere.example"}, key="shop")
+    assert (refused.status, refused.problem.code, refused.problem.title) == (
+        403,
+        "sender_not_allowed",
+        "Sender not allowed",
+    )
+
+
 async def test_the_same_key_with_another_body_is_refused(api: Api) -> None:
     await api.send(headers={"Idempotency-Key": "k"})
     answer = await api.send(EMAIL | {"subject": "Other"}, headers={"Idempotency-Key": "k"})
