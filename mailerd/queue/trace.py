@@ -148,13 +148,14 @@ class TraceStore:
     async def _views(self, ids: list[int], tenant: str | None) -> list[MessageView]:
         if not ids:
             return []
+        # First, for what does not wait any more by then has its last event.
+        waiting = {(row["message_id"], row["n"]): row for row in await self._pool.fetch(WAITING, ids)}
         of_message: dict[int, list[asyncpg.Record]] = {}
         for row in await self._pool.fetch(EVENTS, ids, tenant, _since(min(ids))):
             of_message.setdefault(row["message_id"], []).append(row)
         if missing := [id_ for id_ in ids if id_ not in of_message]:  # ids go on when a clock is set back by hours
             for row in await self._pool.fetch(EVENTS, missing, tenant, EVER):
                 of_message.setdefault(row["message_id"], []).append(row)
-        waiting = {(row["message_id"], row["n"]): row for row in await self._pool.fetch(WAITING, ids)}
         return [_view(id_, rows, waiting) for id_, rows in of_message.items()]
 
 

@@ -94,7 +94,7 @@ DRIVER = "Pool.execute (asyncpg/pool.py:5);Connection._do_execute (asyncpg/conne
         (f"{START};f (mailerd/queue/commit.py:8);accept (mailerd/queue/store.py:7);{DRIVER}", "commit"),
         (f"{START};f (mailerd/delivery/settler.py:8);settle (mailerd/queue/store.py:7);{DRIVER}", "settle"),
         (f"{START};f (mailerd/delivery/attempt.py:8);g (mailerd/delivery/pipeline.py:7)", "SMTP out"),
-        (f"{START};f (mailerd/delivery/attempt.py:8);drafts (mailerd/wire/dkim.py:7)", "DKIM: header, hash"),
+        (f"{START};f (mailerd/delivery/attempt.py:8);_signed_fields (mailerd/wire/dkim.py:7)", "DKIM: header, hash"),
         (f"{START};f (mailerd/delivery/attempt.py:8);Draft.seal (mailerd/wire/dkim.py:7)", RSA),
         ("run (concurrent/futures/thread.py:1);<lambda> (mailerd/wire/dkim.py:7)", RSA),
         (f"{START};f (mailerd/intake/smtp_server.py:8);_info (structlog/_native.py:7)", "log"),

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import pytest
 
@@ -13,6 +14,7 @@ from mailerd.queue.contents import LARGE, PART, SMALLEST
 from mailerd.queue.mail import Message, queue_of
 from mailerd.queue.store import LeaseLostError, QueueStore, Report, Settled
 from mailerd.queue.suppression import Reason, Suppression
+from mailerd.queue.trace import TraceStore
 from mailerd.queue.workers import WorkerStore
 from tests.queue.test_commit import accepted, mail
 
@@ -147,6 +149,25 @@ async def test_a_bounce_told_by_two_counts_once_and_is_reported_once(
     await store.settle([soft, delivered(fresh)], worker=worker, reports=[report_of(reports[1], message)])
     assert await pool.fetchval("SELECT bounces FROM soft_bounces") == 1
     assert [row["id"] for row in await pool.fetch("SELECT id FROM messages")] == [reports[0].id]
+
+
+async def test_mail_that_is_settled_while_it_is_traced_is_shown_as_it_was_or_as_it_is(
+    store: QueueStore, pool: Pool, worker: int
+) -> None:
+    message = mail()
+    await accept(store, message, owner=worker)
+
+    class Between:
+        """The database, with something happening behind each question."""
+
+        async def fetch(self, *asked: object) -> object:
+            rows = await pool.fetch(*asked)
+            await store.settle([delivered(message)], worker=worker)
+            return rows
+
+    view = await TraceStore(cast(Pool, Between())).message(message.id, None)
+    assert view is not None
+    assert (view.recipients[0].state, view.recipients[0].expires_at is None) in (("queued", False), ("delivered", True))
 
 
 async def test_a_deferral_counts_only_from_who_owns_the_recipient(store: QueueStore, pool: Pool, worker: int) -> None:

@@ -66,7 +66,7 @@ async def test_domains_whose_hosts_have_silent_name_servers_do_not_hold_up_the_l
         silent_hosts(dns, f"evil{n}.example", 50)
     dns.add("good.example", "MX", "10 mx.good.example.")
     dns.add("mx.good.example", "A", "127.0.0.2")
-    async with routing(dns, timeout=1.0) as router:
+    async with routing(dns, timeout=3.0) as router:
         for n in range(100):
             await router._resolver.mx(f"evil{n}.example")
         evil = [asyncio.create_task(to(router, f"evil{n}.example")) for n in range(100)]
@@ -74,7 +74,7 @@ async def test_domains_whose_hosts_have_silent_name_servers_do_not_hold_up_the_l
             await asyncio.sleep(0.01)
         begun = time.monotonic()
         assert isinstance(await to(router, "good.example"), Route)
-        assert time.monotonic() - begun < 5.0  # two lookups that each wait for one to time out, not for all
+        assert time.monotonic() - begun < 15.0  # two lookups that each wait for one to time out, not for all
         found = await asyncio.gather(*evil)
     assert {route.verdict.kind for route in found if isinstance(route, NoRoute)} == {"dns"}
 
