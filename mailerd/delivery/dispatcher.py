@@ -21,6 +21,7 @@ from mailerd.delivery.destination import AFTER_CRASH, CRASHED, PATIENCE, Destina
 from mailerd.delivery.line import LEVELS, Line
 from mailerd.delivery.memory import FIRST_LANES, Memory
 from mailerd.delivery.paths import Path, Scarce, Wait
+from mailerd.delivery.promises import Promises
 from mailerd.delivery.routing import NoRoute, Route, Router
 from mailerd.delivery.settler import Settler
 from mailerd.delivery.sources import Source, Sources
@@ -485,16 +486,19 @@ class Dispatcher:
         wanted: dict[str, int] = {}
         put_off: dict[Queue, Wait] = {}
         fitting: dict[int, dict[str, dict[int, dict[str, list[tuple[Queue, int]]]]]] = {}
-        promised: dict[Key, float] = {}
+        promises = Promises(self._each)
         of_flows: dict[str, int] = {}
+        fits: list[tuple[Queue, int]] = []
         for queue in queues:
-            found = self._room(queue, promised)
+            found = self._room(queue, promises)
             if isinstance(found, Wait):
                 put_off[queue] = found
             elif (found := self._of_campaign(queue, found, of_flows)) > 0:
-                tenants = fitting.setdefault(queue.lane // LEVELS, {})
-                flows = tenants.setdefault(parts_of_flow(queue.flow)[0], {}).setdefault(queue.lane, {})
-                flows.setdefault(queue.flow, []).append((queue, found))
+                fits.append((queue, found))
+        for queue, found in fits:
+            tenants = fitting.setdefault(queue.lane // LEVELS, {})
+            flows = tenants.setdefault(parts_of_flow(queue.flow)[0], {}).setdefault(queue.lane, {})
+            flows.setdefault(queue.flow, []).append((queue, min(found, promises.share(queue, found))))
         for precedence, tenants in fitting.items():
             left = min(room, bulk) if precedence else room
             share = max(1, left // len(tenants))
@@ -507,7 +511,7 @@ class Dispatcher:
                 bulk -= count if precedence else 0
         return wanted, put_off
 
-    def _room(self, queue: Queue, promised: dict[Key, float]) -> int | Wait:
+    def _room(self, queue: Queue, promises: Promises) -> int | Wait:
         """How many recipients of the queue could leave soon; a Wait: look again later; 0: that is for others."""
         if self._memory.crowded(queue.name):
             self._crowded.add(queue.name)
@@ -527,13 +531,14 @@ class Dispatcher:
             path = self._traffic.path(source.name, route.site, provider)
             key = key_of(route, source, provider)
             destination = self._destinations.get(key)
-            before += promised.get(key, 0) + (len(destination.line) if destination is not None else 0)
-            found = self._room_of(destination, path, promised.get(key, 0), first=queue.lane < FIRST_LANES)
+            promised = promises.of(key)
+            before += promised + (len(destination.line) if destination is not None else 0)
+            found = self._room_of(destination, path, promised, first=queue.lane < FIRST_LANES)
             if isinstance(found, Wait):
                 waits.append(found)
             else:
                 rooms.append(found)
-                promised[key] = promised.get(key, 0) + min(found, self._each)
+                promises.make(queue, key, found)
         if sum(rooms) > 0:
             return sum(rooms)
         if not waits or rooms:
