@@ -203,7 +203,8 @@ def _configured(settings: "Settings", domain: str) -> str:
     keys = sorted(Path(settings.config.data_dir, "dkim", ascii_domain).glob("*.pem"))
     if keys:
         text = f"{settings.path} has no domain {domain}; to use the key that there is, write\n"
-        raise CommandError(text + _lines(ascii_domain, keys[-1].stem, keys[-1]), os.EX_CONFIG)
+        file = Path("dkim", ascii_domain, keys[-1].name)
+        raise CommandError(text + _lines(ascii_domain, file.stem, file), os.EX_CONFIG)
     text = f"{settings.path} has no domain {domain}: `mailerd dkim generate {domain}` makes a first key for it"
     raise CommandError(text, os.EX_CONFIG)
 

@@ -101,7 +101,7 @@ async def test_a_key_that_is_not_configured_yet_is_named_with_the_lines_to_write
     for asked in ("rotate", "check"):
         done = await site.command(asked, "example.com")
         assert done.status == os.EX_CONFIG
-        assert "- {selector: s1, key_file: " in done.err
+        assert "- {selector: s1, key_file: dkim/example.com/s1.pem}" in done.err
         assert "generate" not in done.err
 
 
