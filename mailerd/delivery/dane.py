@@ -25,6 +25,14 @@ FULL = 0  # matching type: the thing itself; the others are digests
 DIGESTS: dict[int, Callable[[bytes], "hashlib._Hash"]] = {1: hashlib.sha256, 2: hashlib.sha512}
 MAX_CHAIN = 10  # certificates looked at beside the host's own: each costs checks of signatures
 WEAK_HASHES = ("md5", "sha1")
+UNREADABLE = (  # what a certificate that somebody made up may raise when its parts are looked at
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 UNDERSTOOD = frozenset(  # extensions that may be critical
     {
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -136,7 +144,7 @@ def _load(der: bytes) -> _Certificate | None:
     try:
         cert = x509.load_der_x509_certificate(der)
         key = cert.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return None
     return _Certificate(cert, der, key)
 
@@ -168,7 +176,7 @@ def _issued(issuer: x509.Certificate, subject: x509.Certificate, below: int, now
         if algorithm is not None and algorithm.name in WEAK_HASHES:
             return False
         subject.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound):
+    except (*UNREADABLE, InvalidSignature, x509.ExtensionNotFound):
         return False
     return True
 

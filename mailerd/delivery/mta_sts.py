@@ -44,7 +44,9 @@ UNREAD_FOR = 3.0  # seconds that nothing is known because the database could not
 WAITING_FOR = 30.0  # seconds that mail goes without a policy whose fetch takes longer than PATIENCE
 SHORTEST = 60.0  # seconds that an answer is relied upon, however short its max_age
 LONGEST = 3_600.0  # seconds that an answer is relied upon, whatever the TTL of the record
-REFRESH_AFTER = timedelta(days=1)  # a policy that is in use is fetched again (section 3.3)
+# A policy that is in use is fetched again after this (section 3.3), or after half of its time, so that whoever would
+# keep the next one from us has to do so for as long.
+REFRESH_AFTER = timedelta(days=1)
 REFRESH_BEFORE = timedelta(days=2)  # its end, a policy is fetched again though nobody asks for it
 REFRESH_EVERY = 3_600.0  # seconds
 ID_FIELD = re.compile(r"[ \t]*id[ \t]*=[ \t]*([A-Za-z0-9]{1,32})[ \t]*")
@@ -62,6 +64,10 @@ class StsPolicy:
     lines: tuple[str, ...]
     fetched_at: datetime
     expires_at: datetime
+
+    @property
+    def refresh_at(self) -> datetime:
+        return self.fetched_at + min(REFRESH_AFTER, (self.expires_at - self.fetched_at) / 2)
 
 
 class Known(NamedTuple):
@@ -127,7 +133,9 @@ WRITE = """
      WHERE sts_policies.fetched_at < EXCLUDED.fetched_at
 """
 ENDING = """
-    SELECT domain FROM sts_policies WHERE expires_at < $1 AND fetched_at < $2 ORDER BY expires_at LIMIT 500
+    SELECT domain FROM sts_policies
+     WHERE expires_at < $1 AND fetched_at + LEAST($3::interval, (expires_at - fetched_at) / 2) < $2
+     ORDER BY expires_at LIMIT 500
 """
 FORGET = "DELETE FROM sts_policies WHERE expires_at < $1"
 
@@ -161,9 +169,9 @@ class StsStore:
             WRITE, domain, policy.id, policy.mode, policy.mx, text, policy.fetched_at, policy.expires_at
         )
 
-    async def ending(self, before: datetime, fetched_before: datetime) -> list[str]:
+    async def ending(self, before: datetime, now: datetime) -> list[str]:
         """Domains whose policy ends `before`, except those that were fetched lately."""
-        return [row["domain"] for row in await self._pool.fetch(ENDING, before, fetched_before)]
+        return [row["domain"] for row in await self._pool.fetch(ENDING, before, now, REFRESH_AFTER)]
 
     async def forget(self, now: datetime) -> None:
         """Delete what expired."""
@@ -222,7 +230,7 @@ class StsPolicies:
         if announced and (policy is None or policy.id != announced):
             fetched, expires = await self._fetched(domain, announced, expires)
             policy = fetched or policy
-        elif announced and policy is not None and policy.fetched_at + REFRESH_AFTER < self._clock():
+        elif announced and policy is not None and policy.refresh_at < self._clock():
             self._start(domain, announced)
         if policy is None and unread:
             return Known(None, min(expires, now + UNREAD_FOR), unread=True)
@@ -245,7 +253,7 @@ class StsPolicies:
         now = self._clock()
         if self._store is None:
             return
-        for domain in await self._store.ending(now + REFRESH_BEFORE, now - REFRESH_AFTER):
+        for domain in await self._store.ending(now + REFRESH_BEFORE, now):
             answer = await self._resolver.txt(f"_mta-sts.{domain}")
             announced = record_id(answer.records) if isinstance(answer, Found) else ""
             if announced:

@@ -53,6 +53,8 @@ ANSWER, NOT_AN_ANSWER, CUT = 0x80, 0xF8, 0x02  # bits of the third byte: an answ
 WITHOUT_QUESTION = frozenset({dns.rcode.FORMERR, dns.rcode.SERVFAIL, dns.rcode.NOTIMP, dns.rcode.REFUSED})
 PROVEN_FOR = 300.0  # seconds until name servers have to show again that they validate
 UNPROVEN_FOR = 30.0  # seconds until they may try again
+MAX_CACHED = 64 * 1024 * 1024  # bytes of all answers in the cache, about: whoever runs a zone chooses how long they are
+RECORD_SIZE = 150  # bytes, about, of a record, or of an answer, beside what it says
 
 # What Python calls global, or not, depends on its version; these lead into private networks, or nowhere, with all.
 PRIVATE = tuple(
@@ -225,6 +227,7 @@ class Resolver:
         self.nameservers = tuple(map(parse_nameserver, settings.nameservers)) or system_nameservers()
         self._settings = settings
         self._cache: OrderedDict[tuple[str, str], Answer[Any]] = OrderedDict()
+        self._cached = 0  # bytes of them, about
         self._flights: SingleFlight[tuple[str, str], Answer[Any]] = SingleFlight()
         self._turns = Turns(MAX_QUERIES, each=MAX_OF_PARTY)
         self._doubt = _doubt(settings, self.nameservers)
@@ -277,12 +280,25 @@ class Resolver:
         async with self._turns.slot(party_of(key[0])):
             answer = await self._resolve(*key)
         if not isinstance(answer, Failed) and answer.secure and not await self._proven():
-            answer = replace(answer, secure=False)
-        self._cache[key] = answer
-        self._cache.move_to_end(key)
-        while len(self._cache) > self._settings.cache:
-            self._cache.popitem(last=False)
+            answer = self._disbelieved(answer)
+        self._keep(key, answer)
         return answer
+
+    def _keep(self, key: tuple[str, str], answer: Answer[Any]) -> None:
+        known = self._cache.pop(key, None)
+        self._cache[key] = answer
+        self._cached += _size(answer) - (_size(known) if known is not None else 0)
+        while len(self._cache) > self._settings.cache or self._cached > MAX_CACHED:
+            _, forgotten = self._cache.popitem(last=False)
+            self._cached -= _size(forgotten)
+
+    def _disbelieved(self, answer: Found[Any] | NoData | NoDomain) -> Answer[Any]:
+        """Without its "secure", and no longer than a doubt that may pass; where DNSSEC is required, mail waits."""
+        if self._doubt:
+            return replace(answer, secure=False)
+        if self._settings.dnssec == "require":
+            return self._failed("dns_servfail", f"DNSSEC is required, but not proved: {self._proof.doubt}")
+        return replace(answer, secure=False, expires=min(answer.expires, self._proof.expires))
 
     async def _proven(self) -> bool:
         """Whether "secure" is to be believed. Asked only when a name server says it, so it costs others nothing."""
@@ -291,16 +307,23 @@ class Resolver:
         return not self._doubt and not self._proof.doubt
 
     async def _prove(self) -> None:
-        """Find out whether every name server validates: then it says so of the SOA of a signed name."""
+        """Find out whether every name server validates: then it says so of the SOA of a signed name.
+
+        One that was believed stays so while it fails: silence refutes nothing, and can be brought about from outside.
+        """
         name = dns.name.from_text(self._settings.dnssec_probe)
         patience = self._settings.timeout
         answers = await asyncio.gather(*(self._exchange(server, name, "SOA", patience) for server in self.nameservers))
-        doubts = [
-            answer.text if isinstance(answer, Failed) else f"{server} does not validate the SOA of {name}"
+        failed = [answer.text for answer in answers if isinstance(answer, Failed)]
+        refuted = [
+            f"{server} does not validate the SOA of {name}"
             for server, answer in zip(self.nameservers, answers, strict=True)
-            if isinstance(answer, Failed) or not answer.flags & dns.flags.AD or not answer.answer
+            if not isinstance(answer, Failed) and (not answer.flags & dns.flags.AD or not answer.answer)
         ]
-        doubt = "; ".join(doubts)
+        if failed and not refuted and self._proof.given:
+            self._proof = _Proof("", self.clock() + UNPROVEN_FOR)
+            return
+        doubt = "; ".join(refuted + failed)
         if doubt != self._proof.doubt:
             log.info("dnssec.disbelieved", reason=doubt) if doubt else log.info("dnssec.believed")
         self._proof = _Proof(doubt, self.clock() + (UNPROVEN_FOR if doubt else PROVEN_FOR))
@@ -442,6 +465,11 @@ class _Proof:
     doubt: str
     expires: float
 
+    @property
+    def given(self) -> bool:
+        """They did once; before the first time, nobody doubts yet."""
+        return not self.doubt and self.expires > float("-inf")
+
 
 def _doubt(settings: config.Resolver, nameservers: tuple[NameServer, ...]) -> str:
     """Why what these name servers say of DNSSEC cannot be believed, whatever it is; "" when it can."""
@@ -468,6 +496,21 @@ def _records(rrset: dns.rrset.RRset) -> tuple[Mx, ...] | tuple[str, ...] | tuple
     if rrset.rdtype == dns.rdatatype.TLSA:
         return tuple(Tlsa(tlsa.usage, tlsa.selector, tlsa.mtype, tlsa.cert) for tlsa in rrset)[:MAX_RECORDS]
     return tuple(record.to_text() for record in rrset)[:MAX_RECORDS]
+
+
+def _size(answer: Answer[Any]) -> int:
+    """Bytes that it takes in memory, about."""
+    records = answer.records if isinstance(answer, Found) else ()
+    return RECORD_SIZE * (1 + len(records)) + sum(map(_length, records))
+
+
+def _length(record: str | Mx | Tlsa) -> int:
+    match record:
+        case Mx():
+            return len(record.name)
+        case Tlsa():
+            return len(record.data)
+    return len(record)
 
 
 def _host_name(name: dns.name.Name) -> str:

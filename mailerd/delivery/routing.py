@@ -38,6 +38,8 @@ from mailerd.delivery.verdict import Blame, Kind, Verdict, local_verdict, networ
 from mailerd.wire.address import domain_to_ascii
 
 MAX_PLANS = 10_000  # kept: each is some KB
+MAX_ADDRESSES = 64  # in a plan, shared out among its hosts and the two families; DNS may hold hundreds
+LEAST_ADDRESSES = 4  # of a host and a family
 MAX_CHOICES = 24  # orders kept of one plan; divisible by 2, 3, 4, 6, 8, so that no host is preferred
 MAX_SITE = 200  # characters
 HOSTS_AT_ONCE = 4  # looked up at once for one domain, each by two lookups
@@ -232,7 +234,9 @@ class Router:
         self._note_failures(domain, kept)
         usable = [exchanger for exchanger in kept if exchanger.addresses]
         if usable:
-            if sts.unread and not any(host.dane for host in usable):
+            if sts.unread:  # where DNS itself says what the hosts have to show, no policy is missed
+                usable = [host for host in usable if host.dane]
+            if not usable:
                 text = f"the database does not tell whether an MTA-STS policy of {domain} is in force"
                 return self._refusal(local_verdict(Kind.ROUTING, 451, "4.3.0", text, blame=Blame.SOURCE), expires)
             tls = self._tls(asked, usable, sts)
@@ -261,14 +265,14 @@ class Router:
         """The policy of a route: what the operator wrote, else DANE, MTA-STS, whatever the hosts offer."""
         minimum = asked.rule.tls_minimum or self._config.delivery.tls_minimum
         if asked.rule.tls != "opportunistic":
-            return TlsPolicy(asked.rule.tls, minimum)
+            return TlsPolicy(asked.rule.tls, minimum, named=bool(asked.rule.hosts))
         domain = "" if asked.domain.startswith("[") else asked.domain
         dane = any(exchanger.dane is not None for exchanger in exchangers)
         if sts.policy is None or sts.policy.mode == "none":
             mode: Mode = "dane" if dane else "opportunistic"
             return TlsPolicy(mode, minimum, domain=domain)
         mode, testing = ("dane" if dane else "sts"), sts.policy.mode == "testing"
-        return TlsPolicy(mode, minimum, sts.policy.mx, testing, domain, sts.policy.lines)
+        return TlsPolicy(mode, minimum, sts.policy.mx, testing, domain=domain, lines=sts.policy.lines)
 
     async def _sts_of(self, asked: "_Asked") -> Known:
         if self._sts is None or asked.ignore_policy or not self._config.delivery.mta_sts:
@@ -365,8 +369,9 @@ class Router:
         return not isinstance(answer, Failed) and not answer.secure  # Failed: who knows, so ask and see
 
     def _plan(self, route: Route, exchangers: Sequence["_Exchanger"], expires: float) -> "_Plan":
+        each = max(LEAST_ADDRESSES, MAX_ADDRESSES // (2 * max(1, len(exchangers))))
         groups = [
-            [exchanger.hosts() for exchanger in group]
+            [exchanger.hosts(each) for exchanger in group]
             for _, group in itertools.groupby(exchangers, key=lambda exchanger: exchanger.preference)
         ]
         return _Plan(expires, route, groups, self._config.delivery.max_hosts, self._rng)
@@ -413,9 +418,12 @@ class _Exchanger:
         elif isinstance(answer, Failed):
             self.failed = answer
 
-    def hosts(self) -> "_Families":
+    def hosts(self, most: int) -> "_Families":
+        """Those of IPv4 and those of IPv6, at most so many each."""
         hosts = [Host(self.name, address, self.port, self.dane) for address in self.addresses]
-        return [host for host in hosts if ":" not in host.address], [host for host in hosts if ":" in host.address]
+        ipv4 = [host for host in hosts if ":" not in host.address]
+        ipv6 = [host for host in hosts if ":" in host.address]
+        return ipv4[:most], ipv6[:most]
 
 
 _Families = tuple[list[Host], list[Host]]  # one exchanger: its IPv4 and its IPv6 addresses

@@ -70,17 +70,23 @@ class Session:
 
     `host`, `extensions` (upper-case keyword → parameters), `features`, `sent` (transactions), `steps` (replies of the
     opening, for the trace). `tls` is `TLSv1.3 TLS_AES_256_GCM_SHA384`, or "" in clear; then `tls_failure` says why,
-    unless clear is what was asked for. `verified`: it is certain that the peer is `host`. `tls_outcome` is for the
-    report to the domain that the session was opened for; None where a route of ours decides on TLS.
+    unless clear is what was asked for. `verified`: it is certain that the peer is `host`, and that mail belongs there.
+    `tls_outcome` is for the report to the domain that the session was opened for; None where a route of ours decides
+    on TLS.
     """
 
     def __init__(
-        self, host: "Host", opening: "_Opening", timeouts: Timeouts, tls_outcome: TlsOutcome | None = None
+        self,
+        host: "Host",
+        opening: "_Opening",
+        timeouts: Timeouts,
+        tls: TlsPolicy,
+        tls_outcome: TlsOutcome | None = None,
     ) -> None:
         client = opening.client
         self.host = host
         self.extensions = opening.extensions
-        self.verified = opening.terms.check != ""
+        self.verified = opening.terms.check != "" and tls.proves(host.name, signed=host.dane is not None)
         self.features = _features(opening.extensions, verified=self.verified)
         self.tls_outcome = tls_outcome
         self.steps = opening.steps
@@ -135,7 +141,7 @@ class Session:
         first = first or opening.tls_refusal
         if first is None and tls.testing and host.dane is None and not tls.allows_host(host.name):
             first = _TlsError(tls_policy.VALIDATION_FAILURE, _not_listed(host.name))
-        session = cls(host, opening, timeouts, _outcome(tls, host, first))
+        session = cls(host, opening, timeouts, tls, _outcome(tls, host, first))
         if not session.tls and first is not None:
             session.tls_failure = first.verdict.text
         return session

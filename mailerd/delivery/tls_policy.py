@@ -32,7 +32,8 @@ class TlsPolicy:
     `mode`: `none`, `opportunistic`, `required` (any certificate), `verify`, `implicit` (as RouteRule.tls); `sts`: a
     certificate for a host name that one of the patterns `mx` allows, unless `testing`, which only reports; `dane`: what
     the TLSA records of the host say (Host.tlsa), and for hosts without any what `mx` says, else opportunistic.
-    `minimum`: the oldest TLS, `TLSv1.2` or `TLSv1.3`.
+    `minimum`: the oldest TLS, `TLSv1.2` or `TLSv1.3`. `named`: the hosts are those that the operator wrote, so that a
+    certificate for one of them proves that it is the right one; what unsigned DNS names proves nothing.
 
     `domain` and `lines` are for reports only and make no difference: the domain (A-labels) that this policy was looked
     up for, "" where a route of ours decides, and the MTA-STS policy as its domain published it.
@@ -42,6 +43,7 @@ class TlsPolicy:
     minimum: str = "TLSv1.2"
     mx: tuple[str, ...] = ()
     testing: bool = False
+    named: bool = False
     domain: str = field(default="", compare=False)
     lines: tuple[str, ...] = field(default=(), compare=False)
 
@@ -50,6 +52,13 @@ class TlsPolicy:
         if self.mode == "dane":
             return f"DANE, {sts}" if sts else "DANE"
         return sts or self.mode
+
+    def proves(self, name: str, *, signed: bool) -> bool:
+        """Whether a certificate for the host `name`, or of its TLSA records (`signed`), shows that mail belongs there.
+
+        That is what REQUIRETLS wants of the way to the name (RFC 8689 section 4.2.1).
+        """
+        return self.named or signed or (bool(self.mx) and self.allows_host(name))
 
     def allows_host(self, name: str) -> bool:
         """Whether MTA-STS lets mail go to the host `name` (RFC 8461 section 4.1); true without MTA-STS."""

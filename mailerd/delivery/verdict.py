@@ -121,15 +121,15 @@ def classify(reply: Reply, stage: str) -> Verdict:
 def network_verdict(error_kind: str, text: str, *, in_doubt: bool = False) -> Verdict:
     """The verdict when there was no reply to speak of; always deferred. `error_kind` is a key of `NETWORK_KINDS`.
 
-    `text` may quote what the peer sent, whatever bytes that was: it comes out printable, as rows and logs need it.
+    `text` may quote what the peer sent, whatever and how much that was: it comes out printable and cut, as rows and
+    logs need it.
 
     `in_doubt`: the final dot had been written, so the host may have taken the message and no other may be tried now.
     """
     kind, code, enhanced, blame = NETWORK_KINDS[error_kind]
     retry_other_host = not in_doubt and kind != Kind.DNS
-    return Verdict(
-        Outcome.DEFERRED, kind, code, enhanced, printable(text), blame, retry_other_host, action=Action.RETRY
-    )
+    text = printable(text[:MAX_REPORTED])
+    return Verdict(Outcome.DEFERRED, kind, code, enhanced, text, blame, retry_other_host, action=Action.RETRY)
 
 
 def local_verdict(kind: str, code: int, enhanced: str, text: str, *, blame: str | None = None) -> Verdict:
@@ -217,7 +217,7 @@ HARMLESS_FEEDBACK = {
 }
 EXPIRED = "4.7"  # the detail of RFC 3463
 REASONS_TO_WAIT = frozenset({Kind.NETWORK, Kind.DNS, Kind.ROUTING, Kind.PROTOCOL, Kind.OTHER})
-MAX_REPORTED = 1_000  # characters of a report's words that a verdict keeps
+MAX_REPORTED = 1_000  # characters that a verdict keeps of a report's words, or of what an error quotes
 HOST_STAGES = frozenset({"connect", "greeting", "ehlo", "starttls"})
 RECIPIENT_KINDS = frozenset(
     {Kind.INVALID_RECIPIENT, Kind.INACTIVE, Kind.MAILBOX_FULL, Kind.BAD_DOMAIN, Kind.TOO_MANY_RECIPIENTS}

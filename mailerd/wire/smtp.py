@@ -14,6 +14,8 @@ MAX_LINE = (
     4096  # bytes of one reply line; RFC 5321 section 4.5.3.1.5 says 512, the explanations of the large are longer
 )
 MAX_LINES = 128  # of one reply
+MAX_KEPT = 16 * 1024  # bytes of one reply; lines beyond are read, but their words are not kept
+MAX_TEXT = 2_000  # characters of `Reply.text`, before bytes are escaped: it goes into rows, events and logs
 
 # ---- replies
 
@@ -25,7 +27,10 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """One reply. `lines` is what stood after the code and its space or hyphen, every byte kept (surrogateescape)."""
+    """One reply. `lines` is what stood after the code and its space or hyphen, every byte kept (surrogateescape).
+
+    Of the lines with which a reply grows beyond MAX_KEPT bytes nothing is kept: they are "".
+    """
 
     code: int
     lines: tuple[str, ...]
@@ -54,8 +59,11 @@ class Reply(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The words of all lines in one, without enhanced codes; printable and encodable always, for rows and logs."""
-        return printable(" ".join(filter(None, map(self._words, self.lines))))
+        """The words of all lines in one, without enhanced codes; printable and encodable always, for rows and logs.
+
+        Cut at MAX_TEXT: it is kept for each recipient and at each attempt, and the peer chooses how long it is.
+        """
+        return printable(" ".join(filter(None, map(self._words, self.lines)))[:MAX_TEXT])
 
     def _words(self, line: str) -> str:
         match = _ENHANCED.match(line)
@@ -87,6 +95,7 @@ class ReplyReader:
     def __init__(self) -> None:
         self._rest = b""
         self._lines: list[str] = []  # of the reply under way
+        self._size = 0  # of its lines, bytes
         self._broken: RemoteProtocolError | None = None
 
     def feed(self, data: bytes) -> list[Reply]:
@@ -118,10 +127,11 @@ class ReplyReader:
         code, more, text = _reply_line(line)
         if len(self._lines) == MAX_LINES:
             raise RemoteProtocolError(f"reply of more than {MAX_LINES} lines")
-        self._lines.append(text)
+        self._size += len(line)
+        self._lines.append(text if self._size <= MAX_KEPT else "")
         if more:
             return None
-        lines, self._lines = self._lines, []
+        lines, self._lines, self._size = self._lines, [], 0
         return Reply(code, tuple(lines))
 
 

@@ -132,3 +132,19 @@ def test_a_long_chain_of_rubbish_and_loops_ends_soon():
     failure = authenticate([tlsa(ROOT.tlsa(2, 0, 1))], chain, (MX,), NOW)
     assert failure is not None
     assert failure.result == "tlsa-invalid"
+
+
+ODD = {  # of the authority between: what is looked for in it, and what is put in its place
+    "version": (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05"),
+    "extension twice": (b"\x06\x03\x55\x1d\x0f", b"\x06\x03\x55\x1d\x13"),
+    "no extension": (b"\x06\x03\x55\x1d\x13", b"\x06\x03\x55\x1d\x11"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), ODD.values(), ids=ODD)
+def test_a_certificate_that_nobody_can_read_proves_nothing(old, new):
+    assert old in MIDDLE.der
+    chain = [HOST.der, MIDDLE.der.replace(old, new), *HOST.chain[2:]]
+    failure = authenticate([tlsa(ROOT.tlsa(2, 0, 1))], chain, (MX,), NOW)
+    assert failure is not None
+    assert failure.result == "tlsa-invalid"

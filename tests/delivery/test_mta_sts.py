@@ -276,17 +276,29 @@ async def test_policies_are_renewed_before_they_end_also_when_nobody_asks(world)
     world.host.text = GOOD.replace("enforce", "testing")
     await world.policies.refresh()
     assert world.host.asked == 1, "fetched lately"
-    world.advance(DAY - 3_600)
+    world.advance(DAY // 2 + 1)
     world.restart()
     policy = await world.store.read(DOMAIN)
     await world.store.write("other.example", policy)
-    world.advance(1_800)
-    assert await world.mode() == "enforce"
+    await world.policies.refresh()
+    assert world.host.asked == 2
+    assert await world.mode() == "testing"
+    assert await world.store.read("other.example") is not None
     world.advance(DAY)
     await world.policies.refresh()
     assert await world.store.read("other.example") is None, "over, and nobody announces it any more"
-    assert world.host.asked == 2
-    assert await world.mode() == "testing"
+
+
+async def test_a_policy_of_a_day_is_renewed_at_half_of_it_so_that_its_web_server_may_be_away_at_its_end(world):
+    assert await world.mode() == "enforce"
+    world.advance(DAY // 2 + 1)
+    assert await world.mode() == "enforce"
+    async with asyncio.timeout(60):
+        while world.host.asked < 2 or (await world.store.read(DOMAIN)).fetched_at == NOW:
+            await asyncio.sleep(0.01)
+    world.host.status = 500
+    world.advance(DAY // 2)
+    assert await world.mode() == "enforce"
 
 
 async def test_a_database_that_is_away_does_not_stop_mail(world, database):

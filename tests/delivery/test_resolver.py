@@ -413,3 +413,70 @@ async def test_a_refusal_may_leave_the_question_out(clock):
     assert isinstance(answer, Failed)
     assert answer.text.endswith("answered REFUSED")
     transport.close()
+
+
+# -- whether DNSSEC is believed --
+
+
+PROBE = "signed.example"
+
+
+async def proving(dns, clock, **more):
+    """A resolver whose name server validates, or says so."""
+    dns.validates = True
+    dns.add(PROBE, "SOA", "ns.example. host.example. 1 3600 600 86400 60")
+    dns.add("example.com", "A", "127.0.0.2", ttl=3_600)
+    return Resolver(settings(dns.address, timeout=0.4, dnssec_probe=PROBE, **more), clock=clock)
+
+
+@pytest.mark.parametrize("mode", ["drop", "servfail"])
+async def test_a_name_server_that_was_believed_stays_so_while_its_probe_fails(dns, clock, mode):
+    resolver = await proving(dns, clock)
+    assert (await resolver.a("example.com")).secure
+    dns.misbehave(PROBE, mode)
+    clock.now += 4_000
+    assert (await resolver.a("example.com")).secure
+    assert dns.asked(PROBE, "SOA") == 2
+    await resolver.close()
+
+
+async def test_a_name_server_that_no_longer_validates_is_not_believed(dns, clock):
+    resolver = await proving(dns, clock)
+    assert (await resolver.a("example.com")).secure
+    dns.misbehave(PROBE, "nodata")
+    clock.now += 4_000
+    assert not (await resolver.a("example.com")).secure
+    await resolver.close()
+
+
+async def test_what_was_not_believed_is_asked_again_when_it_may_be(dns, clock):
+    resolver = await proving(dns, clock)
+    dns.misbehave(PROBE, "servfail")
+    assert not (await resolver.a("example.com")).secure
+    dns.behave(PROBE)
+    clock.now += 31
+    assert (await resolver.a("example.com")).secure
+    await resolver.close()
+
+
+async def test_where_dnssec_is_required_nothing_is_answered_that_may_have_been_forged(dns, clock):
+    resolver = await proving(dns, clock, dnssec="require")
+    dns.misbehave(PROBE, "servfail")
+    answer = await resolver.a("example.com")
+    assert (answer.kind, "required" in answer.text) == ("dns_servfail", True)
+    dns.behave(PROBE)
+    clock.now += 31
+    assert (await resolver.a("example.com")).secure
+    await resolver.close()
+
+
+async def test_the_cache_is_bounded_in_bytes_too(dns, resolver, monkeypatch):
+    monkeypatch.setattr("mailerd.delivery.resolver.MAX_CACHED", 100_000)
+    text = " ".join(['"' + "x" * 250 + '"'] * 100)
+    for n in range(10):
+        dns.add(f"d{n}.example", "TXT", text)
+        await resolver.txt(f"d{n}.example")
+    await resolver.txt("d9.example")
+    await resolver.txt("d0.example")
+    asked = [dns.asked(name, "TXT") // 2 for name in ("d9.example", "d0.example")]  # by UDP, then by TCP
+    assert asked == [1, 2]

@@ -257,6 +257,19 @@ async def test_a_host_with_many_addresses_leaves_room_for_the_next(net, dns):
     assert order[-1] == "127.0.0.2"
 
 
+async def test_of_hosts_with_hundreds_of_addresses_a_plan_keeps_some_of_each(net, dns):
+    names = [f"mx{n}.example.com" for n in range(8)]
+    dns.add("example.com", "MX", *(f"10 {name}." for name in names))
+    for n, name in enumerate(names):
+        dns.add(name, "A", *(f"127.0.{n}.{last}" for last in range(1, 51)))
+        dns.add(name, "AAAA", *(f"::{n}:{last}" for last in range(1, 51)))
+    await net.route("example.com")
+    (plan,) = net.router._plans.values()
+    kept = [host for group in plan._groups for families in group for hosts in families for host in hosts]
+    assert {host.name for host in kept} == set(names)
+    assert len(kept) <= 64
+
+
 async def test_an_internationalised_domain_is_routed_by_its_a_labels(net, dns):
     dns.add("xn--bcher-kva.example", "MX", "10 mx.example.com.")
     dns.add("mx.example.com", "A", "127.0.0.2")
@@ -446,7 +459,7 @@ async def test_a_smart_host_is_found_by_name_and_keeps_auth_tls_and_order(net, d
         ("::1", "::1", 25),
     ]
     assert route.site == "user@b.relay.example:587,a.relay.example,[::1]"
-    assert (route.tls, route.auth) == (TlsPolicy("verify"), auth)
+    assert (route.tls, route.auth) == (TlsPolicy("verify", named=True), auth)
 
 
 async def test_a_lookup_under_way_does_not_bring_back_the_configuration_before(net, dns):

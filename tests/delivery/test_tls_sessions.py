@@ -357,6 +357,19 @@ async def test_only_the_listed_hosts_of_several_are_used(world):
     assert [host.name for host in (await world.find()).hosts] == [MX]
 
 
+async def test_while_nobody_can_tell_of_a_policy_only_hosts_that_dns_vouches_for_are_used(world, monkeypatch):
+    class Away:
+        async def read(self, domain: str) -> None:
+            raise OSError(f"no database to ask for {domain}")
+
+    world.zone.add("@", "MX", "5 other.example.com.").add("other", "A", "127.0.0.9")
+    world.tlsa(GOOD_HOST.tlsa(3, 1, 1))
+    await world.start()
+    monkeypatch.setattr("mailerd.delivery.mta_sts.READ_AGAIN", ())
+    monkeypatch.setattr(world.policies, "_store", Away())
+    assert [host.name for host in (await world.find()).hosts] == [MX]
+
+
 async def test_a_policy_of_mode_none_asks_for_nothing(world):
     world.sts("none")
     world.host.tls = ""
@@ -412,6 +425,17 @@ async def test_requiretls_is_passed_on_to_a_verified_host_that_offers_it(world):
     await world.start()
     assert (await world.send(require_tls=True))[0] == "delivered"
     assert next(line for line in world.host.commands if line.startswith("MAIL")).endswith(" REQUIRETLS")
+
+
+@pytest.mark.parametrize(("named", "became"), [(True, "delivered"), (False, "bounced")], ids=["ours", "of DNS"])
+async def test_a_certificate_for_a_name_that_unsigned_dns_gave_is_not_enough_for_requiretls(world, named, became):
+    world.zone.signed = False
+    hosts = (Endpoint(MX, world.port),) if named else ()
+    world.routes = (RouteRule(match=RouteMatch(domain="example.com"), tls="verify", hosts=hosts),)
+    world.host.extensions = (*EXTENSIONS, "REQUIRETLS")
+    await world.start()
+    assert (await world.send())[0] == "delivered"
+    assert (await world.send(require_tls=True))[0] == became
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ class DnsServer:
         self.tcp_queries = 0
         self.soa_minimum = 60
         self.hold: asyncio.Event | None = None  # when set to an Event, answers wait for it
+        self.validates = False  # says of all that it has that DNSSEC proved it
         self._records: dict[tuple[str, str], tuple[int, list[str]]] = {}
         self._modes: dict[tuple[str, str], str] = {}
         self._port = 0
@@ -136,6 +137,8 @@ class DnsServer:
         if udp and mode in ("truncate", "malformed_tcp"):
             response.flags |= dns.flags.TC
             return response.to_wire()
+        if self.validates:
+            response.flags |= dns.flags.AD
         self._fill(response, *asked, mode)
         return self._to_wire(response, udp=udp)
 

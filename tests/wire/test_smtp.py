@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from mailerd.errors import Refused, RemoteProtocolError
 from mailerd.wire.address import Mailbox
 from mailerd.wire.smtp import (
+    MAX_KEPT,
     MAX_LINE,
     MAX_LINES,
+    MAX_TEXT,
     MailCommand,
     RcptCommand,
     Reply,
@@ -75,6 +77,14 @@ def test_what_was_said_before_is_read_as_the_first_time() -> None:
 )
 def test_replies_are_the_same_in_any_chunks_and_keep_every_byte(data, expected, chunk):
     assert read(data, chunk) == ([Reply(code, tuple(lines)) for code, *lines in expected], "")
+
+
+def test_of_a_reply_that_will_not_end_only_the_beginning_is_kept():
+    line = b"451-" + b"\xff" * (MAX_LINE - 4) + b"\n"
+    [reply] = ReplyReader().feed(line * (MAX_LINES - 1) + b"451 4.2.0 end\n")
+    assert (reply.code, len(reply.lines)) == (451, MAX_LINES)
+    assert sum(map(len, reply.lines)) <= MAX_KEPT
+    assert len(reply.text) == 4 * MAX_TEXT
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
