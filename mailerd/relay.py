@@ -109,7 +109,9 @@ class Relay:
         self.store = QueueStore(pool, keep_bodies=config.retention.bodies > 0, suppressions=self.suppressions)
         self.idempotency = IdempotencyStore(pool)
         self.resolver = Resolver(config.resolver)
-        self._settler = Settler(self.store, self.journal, worker=worker, settled=self._release)
+        self._settler = Settler(
+            self.store, self.journal, worker=worker, settled=self._release, taken_again=self._taken_again
+        )
         ids = IdMaker(worker, lambda: int(time.time() * 1000))
         # As many event loops as cores: signing in them costs least. Fewer: a thread uses the core that is left.
         self._signers = ThreadPoolExecutor(1, "dkim") if workers < len(os.sched_getaffinity(0)) else None
@@ -259,6 +261,9 @@ class Relay:
 
     def _release(self, recipients: Sequence[Recipient]) -> None:
         self.dispatcher.release(recipients)
+
+    async def _taken_again(self, recipients: Sequence[Recipient]) -> bool:
+        return await self.dispatcher.taken_again(recipients)
 
     async def sweep(self) -> None:
         """Expire what is over, mend and forget what accumulates; to be called every now and then.

@@ -381,9 +381,11 @@ class Worker:
                 self._last_beat = begun
                 if failpoints.ON:
                     failpoints.reached("lease.renewed")
+                asked = time.monotonic()
                 living = await self._leases.all()
+                answered = time.monotonic()
                 self._relay.upkeep.seen(sorted({worker.node for worker in living}))
-                for dead in watch.dead(living, begun):
+                for dead in watch.dead(living, asked, answered):
                     freed = await self._leases.release(dead.number, None)
                     log.warning("worker.taken_over", number=dead.number, node=dead.node, recipients=freed)
                     self._relay.dispatcher.wake()

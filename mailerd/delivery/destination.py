@@ -32,6 +32,7 @@ from mailerd.delivery.transaction import Result, Timeouts
 from mailerd.delivery.turns import Starts
 from mailerd.delivery.verdict import Kind, Verdict, local_verdict, network_verdict
 from mailerd.queue.commit import LOST
+from mailerd.queue.control import RECALL_FOR
 from mailerd.queue.ids import format_message_id
 from mailerd.queue.mail import Queue, queue_of
 from mailerd.queue.screening import SlowDatabaseError
@@ -380,6 +381,7 @@ class Sessions:
             destination.line.push_back(Job(job.message, job.recipients[most:]))
             job.recipients = job.recipients[:most]  # of this very job: whoever gives it back gives back no more
         self._look_ahead(destination, job)
+        begun = asyncio.get_running_loop().time()
         try:
             results = await self._attempts.run(session, job, where)
         except SlowDatabaseError as error:
@@ -387,7 +389,9 @@ class Sessions:
             self._back.put_back([job], self._clock() + AFTER_SLOW, str(error))
             return
         self._traffic.not_sent(path, admitted - len(results or ()))  # expired, over what the host takes, or not asked
-        if results is None:
+        if results is None and asyncio.get_running_loop().time() - begun > RECALL_FOR:
+            self._back.put_back([job], self._clock(), "")  # it may be held: nobody could recall it meanwhile
+        elif results is None:
             destination.line.push_back(job)
         elif results:
             self._traffic.lessons.note(path, results, session.sent)

@@ -612,8 +612,14 @@ class Dispatcher:
                 self._memory.take(message)
         return messages
 
+    async def taken_again(self, recipients: Sequence[Recipient]) -> bool:
+        """Whether one of these, all in hand, is in hand once more."""
+        async with self._claiming:  # the answer of a claim may be on its way
+            return any(self._memory.in_hand[recipient.message.id, recipient.n] > 1 for recipient in recipients)
+
     async def _free_strays(self) -> None:
         """Give up what is ours in the database and not in our hands."""
+        await self._settler.recorded()  # else what was claimed unheard as it was put back would seem to be in hand
         async with self._claiming:
             freed = await self._leases.free_strays(self._worker, lambda: self._memory.in_hand, self._journal.taken)
             self._astray = False
@@ -631,7 +637,7 @@ class Dispatcher:
                 await self._attempts.give_up_expired(job)
                 # Whom the clock, set back in between, has given more time.
                 self._settler.add([Settled(recipient, None, recipient.due_at) for recipient in job.recipients])
-            await self._settler.drained()
+            await self._settler.recorded()
 
     def forget_unblocked(self) -> None:
         """Drop destinations whose block has ended and that nobody has used since."""

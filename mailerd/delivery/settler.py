@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,22 +26,34 @@ RETRY_AFTER = 0.5  # seconds, while the database is away
 
 
 class _Group(NamedTuple):
-    """What one attempt ended with."""
+    """What one attempt ended with; `told` of one without results: who waits for all that was added before it."""
 
     results: Sequence[Settled]
     reports: Sequence[Report]
+    told: "asyncio.Future[None] | None" = None
 
 
 class Settler:
-    """Takes results and records them, in order, however long the database is away; what is in hand bounds them."""
+    """Takes results and records them, in order, however long the database is away; what is in hand bounds them.
+
+    `taken_again` tells whether one of these was claimed again since, so that its result is recorded although nobody
+    heard of it: to record it once more would take it out of our hands.
+    """
 
     def __init__(
-        self, store: QueueStore, journal: Journal, *, worker: int, settled: Callable[[Sequence[Recipient]], None]
+        self,
+        store: QueueStore,
+        journal: Journal,
+        *,
+        worker: int,
+        settled: Callable[[Sequence[Recipient]], None],
+        taken_again: Callable[[Sequence[Recipient]], Awaitable[bool]],
     ) -> None:
         self._store = store
         self._journal = journal
         self._worker = worker
         self._settled = settled
+        self._taken_again = taken_again
         self._waiting: deque[_Group] = deque()
         self._running: asyncio.Task[None] | None = None
         # Results may be recorded without our knowing. What is put back must not come back until they are recorded
@@ -59,33 +71,49 @@ class Settler:
         while self._running is not None:
             await asyncio.wait([self._running])
 
+    async def recorded(self) -> None:
+        """Wait until what was added so far is recorded, whatever comes meanwhile."""
+        if self._running is not None:
+            told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(_Group((), (), told))
+            await told
+
     async def _run(self) -> None:
         try:
             while self._waiting:
                 if len(self._waiting) < FEW:
                     await asyncio.sleep(GATHER)
-                batch, reports = self._take()
-                await self._record(batch, reports)
-                if failpoints.ON:
-                    failpoints.reached("settle.after")
-                self.uncertain = False
-                recipients = [settled.recipient for settled in batch]
-                for recipient in recipients:
-                    self._journal.close(recipient.message.id, recipient.n)
-                if failpoints.ON:
-                    failpoints.reached("settle.closed")
-                self._settled(recipients)
+                batch, reports, told = self._take()
+                if batch or reports:
+                    await self._settle(batch, reports)
+                for each in told:
+                    if not each.done():
+                        each.set_result(None)
         finally:
             self._running = None
 
-    def _take(self) -> tuple[list[Settled], list[Report]]:
+    def _take(self) -> "tuple[list[Settled], list[Report], list[asyncio.Future[None]]]":
         batch: list[Settled] = []
         reports: list[Report] = []
+        told: list[asyncio.Future[None]] = []
         while self._waiting and len(batch) < MAX_BATCH and len(reports) < MAX_REPORTS:
             group = self._waiting.popleft()
             batch += group.results
             reports += group.reports
-        return batch, reports
+            told += [group.told] if group.told is not None else []
+        return batch, reports, told
+
+    async def _settle(self, batch: list[Settled], reports: list[Report]) -> None:
+        await self._record(batch, reports)
+        if failpoints.ON:
+            failpoints.reached("settle.after")
+        self.uncertain = False
+        recipients = [settled.recipient for settled in batch]
+        for recipient in recipients:
+            self._journal.close(recipient.message.id, recipient.n)
+        if failpoints.ON:
+            failpoints.reached("settle.closed")
+        self._settled(recipients)
 
     async def _record(self, batch: list[Settled], reports: list[Report]) -> None:
         wordless = False
@@ -111,6 +139,8 @@ class Settler:
                 # Such as a full disk. Dropping results would send mail twice, so wait for better times.
                 log.exception("settle.failed", results=len(batch))
             await asyncio.sleep(RETRY_AFTER)
+            if await self._taken_again([settled.recipient for settled in batch]):
+                return None
 
     async def _record_singly(self, batch: list[Settled], reports: list[Report]) -> None:
         """Each result with the reports that are about it; a report about several goes with the first of them."""

@@ -207,10 +207,14 @@ class GroupCommit:
         """A server we lost sight of may commit when we have already looked, so look again, until it has given up."""
         try:
             while self._withdrawn:
-                with suppress(*LOST):
+                try:
                     await self._withdraw()
                     now = asyncio.get_running_loop().time()
                     self._withdrawn = {id_: until for id_, until in self._withdrawn.items() if until > now}
+                except LOST as error:
+                    log.warning("withdraw.interrupted", error=str(error))
+                except Exception:  # such as a full disk
+                    log.exception("withdraw.failed")
                 await asyncio.sleep(WITHDRAW_EVERY)
         finally:
             self._withdrawing = None

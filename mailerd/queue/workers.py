@@ -2,6 +2,7 @@
 
 A worker holds its recipients as long as it beats. Nobody compares clocks: a worker is dead when an observer, who could
 read the table all the time, has not seen its counter move for `LEASE` seconds of the observer's own monotonic clock.
+An observer that stood still proves nothing: maybe the database did, or the whole machine, and all with it.
 A worker that could not beat for `FENCE` seconds starts no attempt, because somebody may soon take over what it holds.
 """
 
@@ -142,15 +143,22 @@ class Watch:
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[int, float]] = {}  # number → beat, since when
+        self._looked = 0.0
 
-    def dead(self, workers: Sequence[Worker], now: float) -> list[Worker]:
-        """The workers whose beat has not moved for LEASE seconds of `now`, a monotonic clock."""
+    def dead(self, workers: Sequence[Worker], asked: float, answered: float) -> list[Worker]:
+        """The workers whose beat has not moved for LEASE seconds.
+
+        The table was asked for and read at these times of a monotonic clock: what it says was true in between.
+        """
+        if answered - self._looked > FENCE:
+            self.blind()
+        self._looked = answered
         seen = {}
         for worker in workers:
-            beat, since = self._seen.get(worker.number, (worker.beat, now))
-            seen[worker.number] = (worker.beat, since if beat == worker.beat else now)
+            beat, since = self._seen.get(worker.number, (worker.beat, answered))
+            seen[worker.number] = (worker.beat, since if beat == worker.beat else answered)
         self._seen = seen
-        return [worker for worker in workers if now - seen[worker.number][1] >= LEASE]
+        return [worker for worker in workers if asked - seen[worker.number][1] >= LEASE]
 
     def blind(self) -> None:
         """The table could not be read: what was seen before proves nothing any more."""

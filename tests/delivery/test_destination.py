@@ -139,6 +139,27 @@ async def test_of_a_job_that_a_host_takes_in_parts_only_the_part_that_failed_is_
         assert sorted(delivery.recipient for delivery in mx.delivered) == [f"{who}@example.net" for who in "abc"]
 
 
+async def test_mail_that_was_held_while_it_was_under_way_is_not_tried_on_the_next_connection(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever held it has waited for it in vain by then: it was being sent."""
+    monkeypatch.setattr("mailerd.delivery.destination.RECALL_FOR", 0.2)
+    one = parse_shaping({"shaping.yaml": "default: {per_path: {connections: 1}}"})
+    async with DnsServer() as dns, ScriptedMx("127.0.0.2", name="mx.example.net") as mx:
+        dns.add("mx.example.net", "A", "127.0.0.2")
+        dns.add("example.net", "MX", "10 mx.example.net.")
+        mx.on("MAIL", "250 ok", [Pause(1.0), "421 4.4.2 idle for too long"], then="250 ok")
+        async with running_relay(relay_config(tmp_path, dns, mx.port), database, rules=one) as relay:
+            receipts = [await relay.submit(f"{who}@example.net") for who in "ab"]
+            async with asyncio.timeout(30):
+                while len([line for line in mx.commands if line.startswith("MAIL")]) < 2:
+                    await asyncio.sleep(0.01)
+            await relay.pool.execute("UPDATE recipients SET held = true")
+            await relay.settled()
+            assert len(mx.delivered) == 1
+            assert sorted([(await relay.states(receipt))[0] for receipt in receipts]) == ["delivered", "held"]
+
+
 async def test_a_job_for_which_no_path_is_found_keeps_no_other_from_its_way(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

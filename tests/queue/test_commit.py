@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from mailerd.db import Pool, connect_pool, connected
@@ -215,9 +216,20 @@ async def test_a_commit_whose_answer_was_lost_is_found_out(group: Group, proxy: 
     assert message.id in await group.stored()
 
 
+@pytest.mark.parametrize("failing", [False, True], ids=["at once", "at the second try"])
 async def test_what_was_refused_is_withdrawn_when_the_server_commits_it_late(
-    group: Group, proxy: DatabaseProxy
+    group: Group, proxy: DatabaseProxy, monkeypatch: pytest.MonkeyPatch, failing: bool
 ) -> None:
+    store = group.commit._store
+    withdraw, failed = store.withdraw, [] if failing else [True]
+
+    async def fail_once(*arguments: Any) -> None:
+        if not failed:
+            failed.append(True)
+            raise asyncpg.DeadlockDetectedError("deadlock detected")
+        await withdraw(*arguments)
+
+    monkeypatch.setattr(store, "withdraw", fail_once)
     first, message = mail(), mail(size=1000)
     await group.add(first)
     async with group.stuck():

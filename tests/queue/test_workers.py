@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mailerd.db import Pool, connect_pool
-from mailerd.queue.workers import LEASE, Watch, Worker, WorkerStore
+from mailerd.queue.workers import BEAT_EVERY, FENCE, LEASE, Watch, Worker, WorkerStore
 
 NOW = datetime.now(UTC)
 
@@ -21,18 +21,36 @@ async def pool(database: str) -> AsyncIterator[Pool]:
 def test_a_worker_is_dead_when_its_beat_stands_still_for_the_length_of_a_lease() -> None:
     watch = Watch()
     moving, still = (lambda beat: Worker(1, "n", 1, beat)), Worker(2, "n", 2, 7)
-    assert watch.dead([moving(1), still], 0.0) == []
-    assert watch.dead([moving(2), still], LEASE - 1) == []
-    assert watch.dead([moving(3), still], LEASE) == [still]
+    looks = [n * BEAT_EVERY for n in range(int(LEASE / BEAT_EVERY))]
+    assert [watch.dead([moving(n), still], at, at + 0.1) for n, at in enumerate(looks)] == [[] for _ in looks]
+    assert watch.dead([moving(98), still], LEASE, LEASE + 0.1) == [], "it was seen at 0.1"
+    assert watch.dead([moving(99), still], LEASE + 0.1, LEASE + 0.2) == [still]
 
 
 def test_an_observer_that_was_blind_starts_counting_anew() -> None:
     watch = Watch()
     still = Worker(2, "n", 2, 7)
-    watch.dead([still], 0.0)
+    watch.dead([still], 0.0, 0.0)
     watch.blind()
-    assert watch.dead([still], LEASE) == []
-    assert watch.dead([still], 2 * LEASE) == [still]
+    assert not [at for at in range(3, 33, 3) if watch.dead([still], at, at)]
+    assert watch.dead([still], 33, 33) == [still]
+
+
+@pytest.mark.parametrize("asked", [3.0, 33.0], ids=["the database stood still", "the machine stood still"])
+def test_an_observer_that_stood_still_proves_nothing(asked: float) -> None:
+    watch = Watch()
+    watch.dead([Worker(2, "n", 2, 5)], 0.0, 0.0)
+    assert watch.dead([Worker(2, "n", 2, 5)], asked, 33.0) == [], "it stood still with us"
+    assert watch.dead([Worker(2, "n", 2, 6)], 36.0, 36.1) == []
+    assert watch.dead([Worker(2, "n", 2, 6)], 39.0, 39.1) == []
+
+
+def test_a_beat_that_was_long_under_way_is_as_old_as_its_answer() -> None:
+    watch = Watch()
+    slow = FENCE - 1  # seconds that each look takes
+    watch.dead([Worker(2, "n", 2, 5)], 0.0, slow)
+    assert watch.dead([Worker(2, "n", 2, 5)], slow, 2 * slow) == []
+    assert watch.dead([Worker(2, "n", 2, 5)], 2 * slow + 3, 2 * slow + 4) == [], "seen from 14 to 31 only"
 
 
 async def test_numbers_are_not_given_twice_while_in_use(pool: Pool) -> None:

@@ -206,7 +206,11 @@ async def test_a_result_that_cannot_be_stored_loses_its_words_and_holds_up_nobod
     messages = await claimed(relay, "a@example.net", "b@example.net", "c@example.net")
     first, second, third = [message.recipients[0] for message in messages]
     settler = Settler(
-        QueueStore(relay.pool), Journal(tmp_path / "j", 64), worker=relay.number, settled=lambda recipients: None
+        QueueStore(relay.pool),
+        Journal(tmp_path / "j", 64),
+        worker=relay.number,
+        settled=lambda recipients: None,
+        taken_again=relay.relay.dispatcher.taken_again,
     )
     first.last_reply = "\0"
     data = {"text": "\ud800"}
