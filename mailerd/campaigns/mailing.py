@@ -24,6 +24,7 @@ from mailerd.delivery.personal import Personal
 from mailerd.delivery.rendering import Rendered, Withheld
 from mailerd.intake.hand_over import message_id_field
 from mailerd.queue.mail import Message, Recipient
+from mailerd.queue.suppression import normalised
 from mailerd.wire.address import domain_to_ascii
 from mailerd.wire.compose import Address, FieldError, text_field
 from mailerd.wire.message import format_date
@@ -124,7 +125,7 @@ class CampaignRenderer:
         except NoEditionError as error:
             return Withheld(FAILED, str(error))
         reader, asked_at = await self._readers.read_ahead(self._wanted(paper, contact_id, message.tenant))
-        if withheld := _withheld(reader):
+        if withheld := _withheld(reader, recipient.address):
             return withheld
         assert reader is not None
         return _Sheet(paper, reader, asked_at, message, recipient)
@@ -151,7 +152,8 @@ class CampaignRenderer:
             paper = await self._letterhead(campaign_id, version_id)
         except NoEditionError as error:
             return Withheld(FAILED, str(error))
-        return _withheld((await self._readers.read(self._wanted(paper, contact_id, message.tenant))).reader)
+        answer = await self._readers.read(self._wanted(paper, contact_id, message.tenant))
+        return _withheld(answer.reader, recipient.address)
 
     async def _letterhead(self, campaign_id: int, version_id: int) -> _Letterhead:
         edition = self._editions.known(campaign_id, version_id)
@@ -302,9 +304,13 @@ class _Clock:
         return thread_time() - self._from
 
 
-def _withheld(reader: Reader | None) -> Withheld | None:
+def _withheld(reader: Reader | None, address: str) -> Withheld | None:
+    """Why the contact gets no mail at the address that the mail was queued for."""
     if reader is None:
         return Withheld("erased", "the contact is not there any more")
+    if reader.person.email != address and normalised(reader.person.email) != normalised(address):
+        # Whatever the contact says from now on, or has said, is said of that one.
+        return Withheld("moved", "the contact has another address by now")
     if reader.is_over:
         return Withheld("cancelled", "the campaign was cancelled or deleted")
     if reader.has_left:

@@ -22,14 +22,18 @@ log = structlog.get_logger()
 
 Wish: TypeAlias = Literal["hold", "release", "cancel", "forget"]
 LEASE = timedelta(seconds=30)
+LONGEST = LEASE + timedelta(minutes=1)  # what is taken for longer was taken by a clock that was ahead
 RENEW = 10.0  # seconds
+PATIENCE = 1.0  # seconds that a sweep waits for one of those left behind, before it goes on behind
+AT_ONCE = 5  # of them
 STEP = 2_000  # rows of the ledger in one transaction
 ACTOR = "campaign"  # in the audit and on held mail, when it is done after a crash
 
 WISH = "UPDATE campaign_runs SET steering = $2, wishes = wishes + 1 WHERE campaign_id = $1"
 TAKE = """
     UPDATE campaign_runs SET steering_until = $2 WHERE campaign_id = $1 AND steering <> ''
-       AND (steering_until IS NULL OR steering_until < $3) RETURNING tenant, steering, wishes, steering_until
+       AND (steering_until IS NULL OR steering_until NOT BETWEEN $3 AND $3::timestamptz + $4::interval)
+ RETURNING tenant, steering, wishes, steering_until
 """
 # Only while it is ours: whoever took it over, or was done with it, has changed the time.
 RENEWED = """
@@ -43,7 +47,9 @@ DONE = """
 WISHED = "SELECT EXISTS (SELECT FROM campaign_runs WHERE campaign_id = $1 AND steering <> '')"
 LEFT = """
     SELECT campaign_id FROM campaign_runs
-     WHERE steering <> '' AND (steering_until IS NULL OR steering_until < $1) ORDER BY campaign_id LIMIT $2
+     WHERE steering <> ''
+       AND (steering_until IS NULL OR steering_until NOT BETWEEN $1 AND $1::timestamptz + $3::interval)
+     ORDER BY campaign_id LIMIT $2
 """
 FORGET_LEDGER = """
     DELETE FROM campaign_contacts WHERE campaign_id = $1 AND contact_id IN (
@@ -95,7 +101,7 @@ class SteeringStore:
 
     async def take(self, campaign_id: int, now: datetime) -> Taken | None:
         """Take what is to be done; None: nothing is, or somebody is at it."""
-        row = await self._pool.fetchrow(TAKE, campaign_id, now + LEASE, now)
+        row = await self._pool.fetchrow(TAKE, campaign_id, now + LEASE, now, LONGEST)
         return None if row is None else Taken(campaign_id, *row)
 
     async def renew(self, taken: Taken, now: datetime) -> Taken | None:
@@ -116,7 +122,7 @@ class SteeringStore:
 
     async def left(self, now: datetime, limit: int = 100) -> list[int]:
         """Campaigns with something to be done that nobody is at."""
-        return [row["campaign_id"] for row in await self._pool.fetch(LEFT, now, limit)]
+        return [row["campaign_id"] for row in await self._pool.fetch(LEFT, now, limit, LONGEST)]
 
     async def forget(self, campaign_id: int) -> None:
         """Drop the ledger and the counts of a campaign that is deleted, in steps; the run last."""
@@ -150,9 +156,9 @@ class Steerer:
         return task.done() and not await self._store.wished(campaign_id)
 
     async def sweep(self) -> None:
-        """Carry out what was left by whoever died over it."""
-        for campaign_id in await self._store.left(self._clock()):
-            await self.steer(campaign_id)
+        """Carry out what was left by whoever died over it, some at a time; what takes long goes on behind."""
+        for campaign_id in await self._store.left(self._clock(), max(0, AT_ONCE - len(self._tasks))):
+            await self.steer(campaign_id, patience=PATIENCE)
 
     async def stop(self) -> None:
         """Leave off; what is not done is left for the sweep of whoever runs next."""

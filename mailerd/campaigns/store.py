@@ -46,12 +46,13 @@ RUN = f"""
       JOIN template_versions AS v ON v.template_id = t.id AND v.version = t.version
      WHERE c.id = ANY ($1::bigint[]) RETURNING {", ".join(Run.__dataclass_fields__)}
 """
-SET_RUN = "UPDATE campaign_runs SET state = $2, waits = waits OR $2 = 'running' WHERE campaign_id = $1"
+# `waits` of one that is over: rows of its ledger may do so still, though none had a turn before more was written.
+SET_RUN = "UPDATE campaign_runs SET state = $2, waits = waits OR $2 <> 'paused' WHERE campaign_id = $1"
 IN_QUEUE = "SELECT queued > sent + recalled FROM campaign_totals WHERE campaign_id = $1"
 REOPEN = "UPDATE campaigns SET finished_at = NULL WHERE id = $1"
 LOCK_RUN_OF = "SELECT FROM campaign_runs WHERE campaign_id = $1 FOR UPDATE"
 LOCK_RUN = "SELECT FROM campaign_runs WHERE campaign_id = $1 AND tenant = $2 FOR UPDATE"
-END_RUN = "UPDATE campaign_runs SET state = 'ended' WHERE campaign_id = $1 AND state <> 'ended'"
+END_RUN = "UPDATE campaign_runs SET state = 'ended', waits = true WHERE campaign_id = $1 AND state <> 'ended'"
 END = f"""
     UPDATE campaigns SET status = $2, status_reason = $3, finished_at = $4, updated_at = $4, revision = revision + 1
      WHERE id = $1 AND status = ANY ($5::text[]) RETURNING {COLUMNS}

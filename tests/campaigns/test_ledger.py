@@ -198,6 +198,31 @@ async def test_what_waits_of_a_cancelled_campaign_is_cancelled_in_steps_and_coun
     assert [tuple(row) for row in by_domain] == [("", 1), ("example.org", 22)]
 
 
+@pytest.mark.parametrize("end", ["cancel", "fail"])
+async def test_what_waits_of_a_campaign_that_ends_while_its_ledger_is_written_is_cancelled(
+    sending: Sending, end: str
+) -> None:
+    """Nothing of it is due yet: no turn was to come before more was written."""
+    await sending.contacts(9)
+    campaign = await sending.begin()
+    await sending.new_writing(first=3, size=3).step(campaign)
+    await sending.pool.execute("UPDATE campaign_contacts SET due_at = due_at + interval '9 hours'")
+    await sending.hand_over()
+    assert not await sending.pool.fetchval("SELECT waits OR written FROM campaign_runs")
+
+    async with sending.pool.acquire() as connection, connection.transaction():
+        if end == "cancel":
+            await sending.campaigns.set_run(campaign, "ended", connection)
+        else:
+            await sending.campaigns.ended(campaign, "failed", "its template is gone", sending.clock(), connection)
+    clearing = Clearing(sending.pool, sending.clock)
+    while await clearing.step():
+        pass
+
+    assert not any(row["waiting"] for row in (await sending.ledger(campaign)).values())
+    assert (await sending.totals(campaign))["cancelled"] == 3
+
+
 async def test_a_campaign_for_nobody_is_sent_at_once(sending: Sending) -> None:
     campaign = await sending.written(Audience(list_ids=[await sending.list_of([])]))
     sending.clock.advance(seconds=1)

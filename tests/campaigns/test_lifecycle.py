@@ -205,6 +205,46 @@ async def test_what_was_left_undone_by_whoever_died_is_done_by_the_next_sweep(of
     assert office.lane.told == [("hold", campaign.name_outside)]
 
 
+async def test_a_clock_that_was_ahead_keeps_no_wish_from_being_carried_out(office: Office) -> None:
+    async def die() -> None:
+        raise DiedError
+
+    campaign = await office.begun()
+    await office.do("pause", campaign, reason="")
+    office.lane.trouble = die
+    office.now += timedelta(hours=5)
+    await office.desk.steerer.steer(campaign.id)
+    office.lane.trouble = None
+    office.now -= timedelta(hours=5)
+
+    await office.desk.steerer.sweep()
+
+    assert office.lane.told == [("hold", campaign.name_outside)]
+
+
+async def test_a_long_wish_that_was_left_undone_does_not_hold_up_whoever_sweeps(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steering, "PATIENCE", 0.1)
+    go_on = asyncio.Event()
+
+    async def slowly() -> None:
+        await go_on.wait()
+
+    campaigns = [await office.begun(name=name) for name in ("one", "other")]
+    for campaign in campaigns:
+        await office.do("cancel", campaign, reason="")
+    office.lane.trouble = slowly
+    async with asyncio.timeout(20):
+        await office.desk.steerer.sweep()
+        assert office.lane.told == []
+        go_on.set()
+        while len(office.lane.told) < 2:
+            await asyncio.sleep(0.01)
+
+    assert sorted(office.lane.told) == sorted(("cancel", campaign.name_outside) for campaign in campaigns)
+
+
 async def test_a_resume_while_mail_is_being_held_has_the_last_word(office: Office) -> None:
     campaign = await office.begun()
     held, go_on = asyncio.Event(), asyncio.Event()

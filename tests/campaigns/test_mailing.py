@@ -206,6 +206,20 @@ async def test_who_was_erased_or_left_or_withdrew_since_the_hand_over_gets_no_ma
     assert words == ["erased", "left_list", "sent", "no_consent"]
 
 
+@pytest.mark.parametrize(("email", "sent"), [("READER1@EXAMPLE.ORG", True), ("moved@example.org", False)])
+async def test_who_has_another_address_by_now_gets_no_mail_at_the_old_one(desk: Desk, email: str, sent: bool) -> None:
+    """What he says from then on, such as that he wants no more, is said of the new one."""
+    [contact] = await desk.sending.contacts(1)
+    [message] = await desk.handed_over()
+    assert isinstance(await desk.render(message), bytes)
+    await desk.sending.pool.execute("UPDATE contacts SET email = $2, address = lower($2) WHERE id = $1", contact, email)
+
+    rendered = await desk.render(message)
+    still = await desk.renderer.still(message, message.recipients[0])
+    assert isinstance(rendered, bytes) == sent == (still is None)
+    assert sent or (isinstance(rendered, Withheld) and rendered.reason == "moved")
+
+
 async def test_a_contact_of_another_tenant_is_nobody(desk: Desk) -> None:
     [other] = await desk.sending.contacts(1, tenant="other", prefix="other")
     await desk.sending.contacts(1)
