@@ -197,6 +197,8 @@ class Grants:
         """Do all workers use no more than this by now? Asked for what is less than the table says."""
         lower, since = self._lowered.get(name, (math.inf, now))
         if granted < lower:
+            if len(self._lowered) >= MAX_METERS:
+                self._lowered.clear()  # those in use are noted again, and waited for once more
             self._lowered[name] = granted, now
             return False
         return now - since >= OBEYED

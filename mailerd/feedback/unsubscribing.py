@@ -16,6 +16,10 @@ from mailerd.wire.unsubscribe import PURPOSE, Subscription, read_subscription
 
 log = structlog.get_logger()
 
+CAME_BACK = """
+    SELECT count(*) FROM events WHERE message_id = $1 AND type = 'suppression.removed' AND data->>'actor' = 'page'
+"""
+
 
 class UnsubscribeStore:
     """Reads the tokens of links, and carries the wishes out."""
@@ -45,6 +49,10 @@ class UnsubscribeStore:
             new = await self.record(subscription, source, connection)
         await asyncio.sleep(GRACE)
         return new
+
+    async def came_back(self, message_id: int) -> int:
+        """How often somebody let himself be subscribed again by a link of this message."""
+        return int(await self._pool.fetchval(CAME_BACK, message_id))
 
     async def record(
         self, subscription: Subscription, source: str, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"

@@ -118,6 +118,7 @@ class SuppressionFileStore:
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
         self._pool = pool
         self._running: set[asyncio.Task[None]] = set()
+        self._starting = 0
 
     async def import_rows(self, rows: Iterator[Row | BadRow], defaults: Defaults) -> AsyncGenerator[Progress, None]:
         """Add what is in the file; the same file again adds nothing. Yields after every part, which is durable then.
@@ -156,9 +157,13 @@ class SuppressionFileStore:
         None when as many as can be are under way. At its end stands one event suppression.imported, with the counts;
         the entries have none of their own.
         """
-        if len(self._running) >= AT_ONCE:
+        if len(self._running) + self._starting >= AT_ONCE:
             return None
-        id_ = int(await self._pool.fetchval(START, defaults.tenant, actor, len(text)))
+        self._starting += 1
+        try:
+            id_ = int(await self._pool.fetchval(START, defaults.tenant, actor, len(text)))
+        finally:
+            self._starting -= 1
         rows = read_rows(io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", newline=""))
         task = asyncio.create_task(self._guarded(id_, rows, defaults), name=f"import {id_}")
         self._running.add(task)

@@ -119,10 +119,10 @@ class ContactImportView(Answer, frozen=True, kw_only=True):
     """How far an import is.
 
     Each row is one of `created`, `updated`, `unchanged`, `skipped` (there already, with mode skip; or erased:
-    `erased` of them), `refused` (see `errors_url`; the first 100,000 are kept, `errors_kept`) and `duplicates` (the
-    address stands in the file again: the last row counts, with mode skip the first). `not_subscribed` of them are
-    suppressed, or had left the list, and stay so. `rate` is rows a second, `eta` seconds that are left. Of a dry run
-    the counts are what would be.
+    `erased` of them), `refused` (see `errors_url`; the first 100,000 are kept, `errors_kept`, for 30 days after the
+    end) and `duplicates` (the address stands in the file again: the last row counts, with mode skip the first).
+    `not_subscribed` of them are suppressed, or had left the list, and stay so. `rate` is rows a second, `eta` seconds
+    that are left. Of a dry run the counts are what would be.
     """
 
     import_id: str
@@ -198,6 +198,8 @@ async def upload(call: Call) -> web.Response:
             else:
                 receiver = await begin(call.query(ImportQuery))
                 await read_body(call, feed)
+            assert receiver is not None
+            await receiver.complete()
             return await once(call, said.digest(), work)
     except ColumnsError as error:
         raise ProblemError(422, "unreadable_file", str(error), close=True) from None

@@ -18,6 +18,7 @@ from mailerd.wire.unsubscribe import Subscription
 BY_PAGE = ("by", "page")
 AGAIN = ("again", "yes")
 UNDO = timedelta(hours=1)  # for so long whoever left may come back here
+BACK_AT_MOST = 5  # times by the links of one message: each makes records
 HERE = ("page", "one-click")  # sources of entries that were made by these links
 BUTTON = """<form method="post"><input type="hidden" name="List-Unsubscribe" value="One-Click">
 <input type="hidden" name="by" value="page"><button>Unsubscribe</button></form>"""
@@ -34,7 +35,7 @@ async def show(call: Call) -> web.Response:
     entry = await _entry(call, subscription)
     if entry is None:
         return _ask(call, subscription)
-    return _left(call, subscription, entry, "You are unsubscribed already")
+    return await _left(call, subscription, entry, "You are unsubscribed already")
 
 
 async def act(call: Call) -> web.Response:
@@ -48,7 +49,7 @@ async def act(call: Call) -> web.Response:
     source = "page" if BY_PAGE in fields else "one-click"
     new = await call.services.unsubscribes.leave(subscription, source=source)
     entry = await _entry(call, subscription)
-    return _left(call, subscription, entry, "You are unsubscribed" if new else "You are unsubscribed already")
+    return await _left(call, subscription, entry, "You are unsubscribed" if new else "You are unsubscribed already")
 
 
 async def _come_back(call: Call, subscription: Subscription) -> web.Response:
@@ -57,8 +58,8 @@ async def _come_back(call: Call, subscription: Subscription) -> web.Response:
     if entry is None:
         return _ask(call, subscription)
     now = call.services.now()
-    if not _may_come_back(call, entry):
-        return _left(call, subscription, entry, "You are unsubscribed already")
+    if not await _may_come_back(call, entry):
+        return await _left(call, subscription, entry, "You are unsubscribed already")
     await call.services.suppressions.remove(entry.id, tenant=subscription.tenant, actor="page", now=now)
     done = f"<p><strong>{html.escape(subscription.address)}</strong> gets {_what(call, subscription)} again.</p>"
     return page(200, "You are subscribed again", done)
@@ -78,8 +79,10 @@ async def _entry(call: Call, subscription: Subscription) -> Suppression | None:
     return found[0] if found else None
 
 
-def _may_come_back(call: Call, entry: Suppression) -> bool:
-    return entry.source in HERE and call.services.now() - entry.created_at < UNDO
+async def _may_come_back(call: Call, entry: Suppression) -> bool:
+    if entry.source not in HERE or entry.message_id is None or call.services.now() - entry.created_at >= UNDO:
+        return False
+    return await call.services.unsubscribes.came_back(entry.message_id) < BACK_AT_MOST
 
 
 def _ask(call: Call, subscription: Subscription) -> web.Response:
@@ -88,9 +91,10 @@ def _ask(call: Call, subscription: Subscription) -> web.Response:
     return page(200, "Unsubscribe", question + BUTTON)
 
 
-def _left(call: Call, subscription: Subscription, entry: Suppression | None, title: str) -> web.Response:
+async def _left(call: Call, subscription: Subscription, entry: Suppression | None, title: str) -> web.Response:
     done = f"<p><strong>{html.escape(subscription.address)}</strong> gets no more {_what(call, subscription)}.</p>"
-    return page(200, title, done + (BACK if entry is not None and _may_come_back(call, entry) else ""))
+    back = entry is not None and await _may_come_back(call, entry)
+    return page(200, title, done + (BACK if back else ""))
 
 
 def _subscription(call: Call) -> Subscription | None:

@@ -1,5 +1,6 @@
 """Suppressions by the million: what a line of a file leads to."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,7 @@ import pytest
 from mailerd.db import Pool, connect_pool
 from mailerd.queue.suppression import SuppressionStore
 from mailerd.queue.suppression_csv import read_rows, write_rows
-from mailerd.queue.suppression_files import Defaults, Progress, SuppressionFileStore
+from mailerd.queue.suppression_files import AT_ONCE, Defaults, Progress, SuppressionFileStore
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -76,3 +77,14 @@ async def test_a_clock_that_is_hours_ahead_is_forgiven(pool: Pool) -> None:
 
     (only,) = await SuppressionStore(pool).list(tenant="acme", limit=10)
     assert only.created_at == NOW
+
+
+async def test_of_files_that_come_at_the_same_time_only_as_many_are_taken_as_may_be_under_way(pool: Pool) -> None:
+    store = SuppressionFileStore(pool)
+    text = b"address\n" + b"".join(b"u%d@example.net\n" % n for n in range(1_000))
+    defaults = Defaults("acme", NOW, streams=STREAMS)
+
+    begun = await asyncio.gather(*(store.start(text, defaults, "api:test") for _ in range(6)))
+
+    assert len([number for number in begun if number is not None]) == AT_ONCE
+    await store.stop()

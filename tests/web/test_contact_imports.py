@@ -1,5 +1,6 @@
 """Files of contacts over HTTP: in, how far, which rows were refused, and out again."""
 
+import asyncio
 import csv
 import io
 from typing import Any
@@ -69,6 +70,13 @@ async def test_contacts_of_a_json_body_are_imported_once_for_a_key(api: Api, imp
     assert (view["rows"], view["created"], view["refused"]) == (3, 1, 2)
     errors = await api.ask("GET", view["errors_url"])
     assert [line.split(",")[:2] for line in errors.text.splitlines()[1:]] == [["2", "invalid_email"], ["3", "invalid"]]
+
+
+async def test_files_that_come_at_the_same_time_do_not_wait_for_each_other(api: Api) -> None:
+    """There are few connections to the database, and mail goes by them too."""
+    answers = await asyncio.wait_for(asyncio.gather(*(send(api, FILE) for _ in range(12))), 8)
+
+    assert [answer.status for answer in answers] == [202] * 12
 
 
 async def test_a_form_brings_a_file_too(api: Api, importer: Importer) -> None:

@@ -339,6 +339,16 @@ async def test_who_left_by_mistake_comes_back_within_the_hour(api: Api) -> None:
     )
 
 
+async def test_leaving_and_coming_back_makes_no_records_without_end(api: Api) -> None:
+    for _ in range(5):
+        assert 'name="again"' in (await click(api, token())).text
+        assert "<h1>You are subscribed again</h1>" in (await click(api, token(), again="yes")).text
+
+    assert 'name="again"' not in (await click(api, token())).text
+    assert "<h1>You are unsubscribed already</h1>" in (await click(api, token(), again="yes")).text
+    assert await listed(api) == ["ann@example.net"]
+
+
 async def test_nobody_is_brought_back_later_or_from_where_another_took_them(api: Api) -> None:
     await click(api, token())
     api.relay.clock.now += timedelta(hours=2)

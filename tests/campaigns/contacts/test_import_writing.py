@@ -4,7 +4,7 @@ import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from mailerd.campaigns.contacts.imports.refused import RefusedFile
 from mailerd.campaigns.contacts.imports.store import Import
 from mailerd.campaigns.contacts.imports.values import Consent
 from mailerd.campaigns.contacts.store import erasure_hash
+from mailerd.campaigns.contacts.subscriptions import STREAM
 from mailerd.db import connect_pool
 from mailerd.queue.suppression import Reason, Suppression, SuppressionStore
 from tests.campaigns.contacts.importing import SECRET, TENANT, Imports
@@ -243,6 +244,60 @@ async def test_mode_unsubscribe_suppresses_and_marks(imports: Imports) -> None:
     assert await imports.pool.fetchval("SELECT count(*) FROM subscription_history") == 3
     suppressed = await imports.pool.fetch("SELECT address FROM suppressions ORDER BY 1")
     assert [row["address"] for row in suppressed] == ["b@x.example", "stranger@x.example"]
+
+
+async def test_who_leaves_at_the_moment_of_an_import_of_those_who_left_is_not_in_its_way(imports: Imports) -> None:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    await imports.run("Email\nann@example.org\n")
+    made = await imports.receive(b"Email\nann@example.org\n", mode="unsubscribe")
+
+    async with imports.pool.acquire() as connection, connection.transaction():
+        await connection.execute("SET LOCAL deadlock_timeout = '10ms'")  # it is we who would notice
+        await connection.execute("SELECT FROM contacts FOR UPDATE")
+        importing = asyncio.create_task(imports.importer().advance(made.id))
+        async with asyncio.timeout(30):
+            while not await imports.pool.fetchval(waiting):
+                await asyncio.sleep(0.01)
+        entry = Suppression(
+            "ann@example.org",
+            tenant=TENANT,
+            stream=STREAM,
+            reason=Reason.UNSUBSCRIBE,
+            source="page",
+            created_at=datetime.now(UTC),
+        )
+        await SuppressionStore(imports.pool).add([entry], connection)
+
+    assert await importing
+    assert (await imports.get(made.id)).state == "completed"
+
+
+async def test_who_did_not_hear_that_a_file_was_received_cannot_take_it_away(imports: Imports) -> None:
+    made = await imports.receive(b"Email\nann@example.org\n")
+    await imports.store.forget(made.id)
+
+    assert await imports.importer().advance(made.id)
+    assert (await imports.get(made.id)).state == "completed"
+
+
+async def test_an_import_whose_file_is_gone_keeps_no_other_from_its_turn(imports: Imports) -> None:
+    gone, other = [await imports.receive(b"Email\nann@example.org\n") for _ in range(2)]
+    await imports.pool.execute("DELETE FROM contact_import_parts WHERE import_id = $1", gone.id)
+
+    assert await imports.importer().work()
+    assert (await imports.get(other.id)).state == "completed"
+
+
+async def test_refused_rows_are_dropped_some_time_after_the_end_since_there_are_addresses_in_them(
+    imports: Imports,
+) -> None:
+    made = await imports.run("Email\n" + "nobody\n" * 300)
+    await imports.store.sweep(datetime.now(UTC))
+    assert len(await imports.errors(made)) == 300
+
+    await imports.store.sweep(datetime.now(UTC) + timedelta(days=31))
+    assert await imports.errors(made) == []
+    assert counts(await imports.get(made.id))["refused"] == 300
 
 
 async def test_a_dry_run_counts_and_writes_nothing(imports: Imports) -> None:

@@ -93,6 +93,7 @@ class Importer:
                 await self._advance(work, blocks, seconds)
             except MovedError:
                 log.info("import.moved", number=id_)
+                return False
             except Refused as refused:
                 await self._fail(id_, refused.text)
             except (*LOST, DatabaseError, asyncpg.InsufficientResourcesError):

@@ -63,6 +63,8 @@ class LeavingStore:
         elif work.dry_run:
             return len(addresses) - int(await connection.fetchval(SUPPRESSED, work.tenant, addresses, STREAM))
         else:
+            # First, as everybody does it: a contact who leaves at this moment is locked before he is suppressed.
+            await connection.fetch(LOCK_CONTACTS, work.tenant, addresses)
             entries = [self._entry(work, address, now) for address in addresses]
             # One import is not a million events, as with files of suppressions.
             added = await self._suppressions.add(entries, connection, quiet=True)

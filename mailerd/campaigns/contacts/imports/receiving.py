@@ -91,15 +91,23 @@ class Receiver:
             await self._keep(bytes(self._rest[:PART]))
             del self._rest[:PART]
 
-    async def finish(self, store: ImportStore | None = None) -> Import:
-        """That was all: from now on it is imported, whatever happens to us. Raises what `feed` does.
+    async def complete(self) -> None:
+        """That was all: keep the rest of it. Raises what `feed` does.
 
-        `store`: of the caller's transaction, with which it begins.
+        `finish` does it too, but who has it begin in a transaction would hold one connection and wait for another.
         """
         if not self._size:
             raise ColumnsError("The file is empty.")
         if self._rest:
             await self._keep(bytes(self._rest))
+            self._rest.clear()
+
+    async def finish(self, store: ImportStore | None = None) -> Import:
+        """That was all: from now on it is imported, whatever happens to us. Raises what `feed` does.
+
+        `store`: of the caller's transaction, with which it begins.
+        """
+        await self.complete()
         settings, position = self._look()
         made = await (store or self._store).received(self._import.id, self._size, settings, position)
         if made is None:

@@ -15,7 +15,8 @@ from mailerd.queue.ids import CONTACT_IMPORT, format_id
 PART = 512 * 1024  # bytes of all parts of a file but the last: what one transaction imports
 FORSAKEN = timedelta(days=1)  # a file that is being received for so long is not any more
 PAGE = 5_000  # refused rows read at a time
-SWEPT = 200  # parts deleted at a time
+KEPT = timedelta(days=30)  # after its end, refused rows of an import: there are addresses in them
+SWEPT = 200  # parts, or refused rows, deleted at a time
 
 COLUMNS = """
     id, tenant, state, mode, dry_run, list_id, settings, bytes, bytes_done, position, rows, created, updated, unchanged,
@@ -44,6 +45,11 @@ CANCEL = f"""
      WHERE id = $1 AND ($2::text IS NULL OR tenant = $2) AND state IN ('receiving', 'processing') RETURNING {COLUMNS}
 """
 PART_OF = "SELECT bytes FROM contact_import_parts WHERE import_id = $1 AND n = $2"
+DROP_ERRORS = """
+    DELETE FROM contact_import_errors WHERE (import_id, line) IN (
+           SELECT refused.import_id, refused.line FROM contact_imports AS old
+             JOIN contact_import_errors AS refused ON refused.import_id = old.id WHERE old.finished_at < $1 LIMIT $2)
+"""
 DROP_PARTS = """
     DELETE FROM contact_import_parts WHERE (import_id, n) IN (
         SELECT import_id, n FROM contact_import_parts WHERE import_id = $1 ORDER BY n LIMIT $2)
@@ -141,9 +147,9 @@ class ImportStore:
         return None if row is None else _import(row)
 
     async def forget(self, id_: int) -> None:
-        """It was not received."""
-        await self._pool.execute(FORGET, id_)
-        await self.drop_parts(id_)
+        """It was not received; if it was after all, it stays."""
+        if await self._pool.execute(FORGET, id_) == "DELETE 1":
+            await self.drop_parts(id_)
 
     async def list_type(self, tenant: str, list_id: int) -> str | None:
         """static or dynamic; None: this tenant has no such list."""
@@ -192,10 +198,12 @@ class ImportStore:
             pass
 
     async def sweep(self, now: datetime) -> None:
-        """Drop the files of imports that have ended, and those that nobody sends any more."""
+        """Drop the files of imports that have ended, those that nobody sends any more, and refused rows of old ones."""
         await self._pool.execute(FORSAKE, now - FORSAKEN)
         for row in await self._pool.fetch(LEFT_OVER, now - FORSAKEN):
             await self.drop_parts(row["import_id"])
+        while await self._pool.execute(DROP_ERRORS, now - KEPT, SWEPT) == f"DELETE {SWEPT}":
+            pass
 
 
 def _import(row: "asyncpg.Record | None") -> Import:
