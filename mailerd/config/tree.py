@@ -72,7 +72,7 @@ class Resolver(Node, frozen=True):
     min_ttl: Duration = Duration(5)
     max_ttl: Duration = Duration(86_400)
     # Whether "authenticated data" of the name servers is believed (DANE): auto, if all are named here, are on loopback
-    # and prove to validate; require: the start fails where they are not, what they say later unproved is no answer; off.
+    # and prove to validate; require: the start fails where they do not, and what is not proved later is no answer; off.
     dnssec: Literal["auto", "require", "off"] = "auto"
     dnssec_probe: str = "."  # a signed name, by whose SOA a name server shows that it validates
 
