@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,7 +40,6 @@ from mailerd.intake.submission import Submitter
 from mailerd.queue import journal
 from mailerd.queue.commit import GroupCommit
 from mailerd.queue.ids import IdMaker, first_id_at
-from mailerd.queue.mail import Recipient
 from mailerd.queue.screening import Suppressions
 from mailerd.queue.store import QueueStore
 from mailerd.queue.suppression import SuppressionStore
@@ -110,7 +109,12 @@ class Relay:
         self.idempotency = IdempotencyStore(pool)
         self.resolver = Resolver(config.resolver)
         self._settler = Settler(
-            self.store, self.journal, worker=worker, settled=self._release, taken_again=self._taken_again
+            self.store,
+            self.journal,
+            worker=worker,
+            settled=lambda recipients: self.dispatcher.release(recipients),
+            claimed=lambda: self.dispatcher.claimed(),
+            taken_again=lambda recipient: self.dispatcher.taken_again(recipient),
         )
         ids = IdMaker(worker, lambda: int(time.time() * 1000))
         # As many event loops as cores: signing in them costs least. Fewer: a thread uses the core that is left.
@@ -258,12 +262,6 @@ class Relay:
 
     async def _report(self, sender: str, recipient: str, content: bytes) -> None:
         await self.submitter.submit_report(sender, recipient, content)
-
-    def _release(self, recipients: Sequence[Recipient]) -> None:
-        self.dispatcher.release(recipients)
-
-    async def _taken_again(self, recipients: Sequence[Recipient]) -> bool:
-        return await self.dispatcher.taken_again(recipients)
 
     async def sweep(self) -> None:
         """Expire what is over, mend and forget what accumulates; to be called every now and then.

@@ -612,10 +612,14 @@ class Dispatcher:
                 self._memory.take(message)
         return messages
 
-    async def taken_again(self, recipients: Sequence[Recipient]) -> bool:
-        """Whether one of these, all in hand, is in hand once more."""
-        async with self._claiming:  # the answer of a claim may be on its way
-            return any(self._memory.in_hand[recipient.message.id, recipient.n] > 1 for recipient in recipients)
+    async def claimed(self) -> None:
+        """Return when what is being claimed is in hand."""
+        async with self._claiming:
+            pass
+
+    def taken_again(self, recipient: Recipient) -> bool:
+        """Whether it is in hand twice: as what was put back, and as what was claimed since."""
+        return self._memory.in_hand[recipient.message.id, recipient.n] > 1
 
     async def _free_strays(self) -> None:
         """Give up what is ours in the database and not in our hands."""

@@ -36,8 +36,9 @@ class _Group(NamedTuple):
 class Settler:
     """Takes results and records them, in order, however long the database is away; what is in hand bounds them.
 
-    `taken_again` tells whether one of these was claimed again since, so that its result is recorded although nobody
-    heard of it: to record it once more would take it out of our hands.
+    `claimed` returns when no claim is under way. `taken_again` tells whether a recipient whose result is here is in
+    hand once more: then it was claimed since, so that its result is recorded although nobody may have heard of it. To
+    record it once more would take it out of our hands, and what the journal has of it is of the new attempt.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class Settler:
         *,
         worker: int,
         settled: Callable[[Sequence[Recipient]], None],
-        taken_again: Callable[[Sequence[Recipient]], Awaitable[bool]],
+        claimed: Callable[[], Awaitable[None]],
+        taken_again: Callable[[Recipient], bool],
     ) -> None:
         self._store = store
         self._journal = journal
         self._worker = worker
         self._settled = settled
+        self._claimed = claimed
         self._taken_again = taken_again
         self._waiting: deque[_Group] = deque()
         self._running: asyncio.Task[None] | None = None
@@ -110,7 +113,8 @@ class Settler:
         self.uncertain = False
         recipients = [settled.recipient for settled in batch]
         for recipient in recipients:
-            self._journal.close(recipient.message.id, recipient.n)
+            if not self._taken_again(recipient):
+                self._journal.close(recipient.message.id, recipient.n)
         if failpoints.ON:
             failpoints.reached("settle.closed")
         self._settled(recipients)
@@ -139,7 +143,8 @@ class Settler:
                 # Such as a full disk. Dropping results would send mail twice, so wait for better times.
                 log.exception("settle.failed", results=len(batch))
             await asyncio.sleep(RETRY_AFTER)
-            if await self._taken_again([settled.recipient for settled in batch]):
+            await self._claimed()
+            if any(self._taken_again(settled.recipient) for settled in batch):
                 return None
 
     async def _record_singly(self, batch: list[Settled], reports: list[Report]) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from mailerd.delivery import settler as settling
 from mailerd.delivery.settler import Settler
-from mailerd.queue.mail import Recipient
 from mailerd.queue.store import Settled
 from tests.support.dns_server import DnsServer
 from tests.support.relay import relay_config, running_relay
@@ -28,8 +27,7 @@ class Store:
         self.recorded += [settled.recipient.n for settled in batch]
 
 
-async def not_again(recipients: Sequence[Recipient]) -> bool:
-    return False
+async def claimed() -> None: ...
 
 
 def result(n: int) -> Any:
@@ -39,7 +37,14 @@ def result(n: int) -> Any:
 async def test_who_waits_for_what_he_added_does_not_wait_for_what_comes_meanwhile() -> None:
     store: Any = Store()
     journal: Any = SimpleNamespace(close=lambda message_id, n: None)
-    settler = Settler(store, journal, worker=1, settled=lambda recipients: None, taken_again=not_again)
+    settler = Settler(
+        store,
+        journal,
+        worker=1,
+        settled=lambda recipients: None,
+        claimed=claimed,
+        taken_again=lambda recipient: False,
+    )
 
     async def more() -> None:
         for n in range(100, 100_000):
@@ -83,6 +88,10 @@ async def test_a_result_that_was_recorded_unheard_does_not_free_what_was_claimed
             monkeypatch.setattr(store, "settle", unheard)
             receipt = await relay.submit("ann@example.net")
             async with asyncio.timeout(30):
+                while "DATA" not in mx.commands:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.5)  # the result was settled once more by now, and the new dot has no answer yet
+                assert relay.relay.journal.taken() == [(receipt.message_id, 1)]
                 while await relay.states(receipt) != ["delivered"]:
                     relay.clock.advance(seconds=1)
                     relay.relay.dispatcher.wake()

@@ -210,6 +210,7 @@ async def test_a_result_that_cannot_be_stored_loses_its_words_and_holds_up_nobod
         Journal(tmp_path / "j", 64),
         worker=relay.number,
         settled=lambda recipients: None,
+        claimed=relay.relay.dispatcher.claimed,
         taken_again=relay.relay.dispatcher.taken_again,
     )
     first.last_reply = "\0"
