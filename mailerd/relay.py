@@ -113,7 +113,7 @@ class Relay:
             self.journal,
             worker=worker,
             settled=lambda recipients: self.dispatcher.release(recipients),
-            claimed=lambda: self.dispatcher.claimed(),
+            claimed=lambda: self.dispatcher.claims.claimed(),
             taken_again=lambda recipient: self.dispatcher.taken_again(recipient),
         )
         ids = IdMaker(worker, lambda: int(time.time() * 1000))
@@ -205,7 +205,7 @@ class Relay:
             store=self.store,
             suppressions=self._screening,
             notices=self._notices,
-            wake=self.dispatcher.wake,
+            wake=self.dispatcher.claims.wake,
             worker=worker,
             memory=self.dispatcher,
             mark=self._marking,
@@ -270,7 +270,7 @@ class Relay:
         """
         now = self._clock()
         retention = self._config.retention
-        await self.dispatcher.expire()
+        await self.dispatcher.claims.expire()
         self.dispatcher.forget_unblocked()
         if not self._first:
             return

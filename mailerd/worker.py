@@ -229,7 +229,7 @@ class Worker:
                 (self._sweep(), "sweep"),
                 (self._share_counts(), "metrics"),
                 (self._listen(), "recall"),
-                (self._relay.dispatcher.run(), "dispatcher"),
+                (self._relay.dispatcher.claims.run(), "dispatcher"),
             )
         ]
         await self._open_listeners()
@@ -388,7 +388,7 @@ class Worker:
                 for dead in watch.dead(living, asked, answered):
                     freed = await self._leases.release(dead.number, None)
                     log.warning("worker.taken_over", number=dead.number, node=dead.node, recipients=freed)
-                    self._relay.dispatcher.wake()
+                    self._relay.dispatcher.claims.wake()
             except LOST as error:
                 watch.blind()
                 log.warning("beat.missed", error=str(error))
@@ -445,7 +445,7 @@ class Worker:
         self._recalled(dispatcher.recall(selection))
         if selection == UNBLOCK_ALL:
             dispatcher.unblock()
-        dispatcher.wake()
+        dispatcher.claims.wake()
         self._sweep_now.set()
 
     def _recalled(self, recipients: int) -> None:

@@ -74,6 +74,11 @@ class Memory:
         return max(0, self._limits.memory_bytes - self.bytes)
 
     @property
+    def nearly_full(self) -> bool:
+        """Is there little room left for bulk mail that is claimed?"""
+        return self.room_to_claim(first=False) < self._limits.memory_messages / 8
+
+    @property
     def half_empty(self) -> bool:
         return self.recipients < self._limits.memory_messages * ACCEPTED
 

@@ -199,7 +199,7 @@ class Upkeep:
             if self._first:
                 await self._free(set().union(*(gone for _, gone, _ in due)), anew=any(anew for _, _, anew in due))
             self._free_at = [each for each in self._free_at if each not in due]
-            self._dispatcher.wake()
+            self._dispatcher.claims.wake()
 
     async def _free(self, gone: set[int], *, anew: bool) -> None:
         """Let go in the database what waits for these effects, or, `anew`, for any effect or limit that is no more."""

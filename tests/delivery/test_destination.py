@@ -178,7 +178,7 @@ async def test_a_job_for_which_no_path_is_found_keeps_no_other_from_its_way(
             for number in range(3):
                 await relay.submit(f"u{number}@example.net", not_before=later)
             relay.clock.advance(hours=1)
-            relay.relay.dispatcher.wake()
+            relay.relay.dispatcher.claims.wake()
             async with asyncio.timeout(10):
                 while len(mx.delivered) < 2:
                     await asyncio.sleep(0.02)

@@ -81,7 +81,7 @@ async def test_a_result_that_was_recorded_unheard_does_not_free_what_was_claimed
                 lost.append(arguments)
                 relay.clock.advance(hours=2)
                 while not relay.relay.dispatcher.recipients_in_hand > 1:
-                    relay.relay.dispatcher.wake()
+                    relay.relay.dispatcher.claims.wake()
                     await asyncio.sleep(0.01)
                 raise ConnectionResetError("the answer was lost")
 
@@ -94,7 +94,7 @@ async def test_a_result_that_was_recorded_unheard_does_not_free_what_was_claimed
                 assert relay.relay.journal.taken() == [(receipt.message_id, 1)]
                 while await relay.states(receipt) != ["delivered"]:
                     relay.clock.advance(seconds=1)
-                    relay.relay.dispatcher.wake()
+                    relay.relay.dispatcher.claims.wake()
                     await asyncio.sleep(0.05)
             await relay.settled()
             assert lost
@@ -119,7 +119,7 @@ async def test_a_stray_that_was_claimed_as_it_was_put_back_is_freed(
                 await settle(*arguments, **named)
                 if not claimed.is_set():
                     relay.clock.advance(hours=2)
-                    relay.relay.dispatcher.wake()
+                    relay.relay.dispatcher.claims.wake()
                     await claimed.wait()
                     await asyncio.sleep(0.2)
 
@@ -136,6 +136,6 @@ async def test_a_stray_that_was_claimed_as_it_was_put_back_is_freed(
             async with asyncio.timeout(30):
                 while await relay.states(receipt) != ["delivered"]:
                     relay.clock.advance(seconds=1)
-                    relay.relay.dispatcher.wake()
+                    relay.relay.dispatcher.claims.wake()
                     await asyncio.sleep(0.05)
         assert len(mx.delivered) == 1

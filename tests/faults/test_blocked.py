@@ -91,7 +91,7 @@ async def blocked(
         milliseconds = int((NOW - timedelta(hours=1)).timestamp() * 1000)
         await relay.pool.execute(FILL, 1, BLOCKED, milliseconds, b"Subject: news\r\n\r\nnews\r\n")
         relay.clock.now = datetime.now(UTC)  # else what was just put in the queue would not be due yet
-        relay.relay.dispatcher.wake()
+        relay.relay.dispatcher.claims.wake()
 
         async def none_due() -> bool:
             return not await relay.pool.fetchval(READY)

@@ -165,7 +165,7 @@ async def test_when_the_clock_jumps_by_hours_nothing_is_lost_bounced_or_sent_twi
         waiting = await relay.submit("later@example.net")
         await relay.settled()
         relay.clock.now += jump
-        relay.relay.dispatcher.wake()
+        relay.relay.dispatcher.claims.wake()
         await relay.relay.sweep()
         during = await relay.submit("now@example.net")
         await relay.settled()

@@ -256,7 +256,7 @@ async def test_mail_scheduled_for_later_waits_in_the_database(relay: RunningRela
 async def test_mail_scheduled_for_later_is_not_looked_for_now(
     relay: RunningRelay, now: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mailerd.delivery.dispatcher.POLL", 3600.0)
+    monkeypatch.setattr("mailerd.delivery.claims.POLL", 3600.0)
     await relay.run_once()
     await asyncio.sleep(0.2)  # it may have been woken once more
     looks: list[object] = []
@@ -283,7 +283,7 @@ async def test_a_backlog_leaves_without_a_poll(
     database: str, dns: DnsServer, mx: ScriptedMx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, domains: int
 ) -> None:
     """A queue that found no room, and one that was put off, are looked at again as soon as there may be some."""
-    monkeypatch.setattr("mailerd.delivery.dispatcher.POLL", 3600.0)
+    monkeypatch.setattr("mailerd.delivery.claims.POLL", 3600.0)
     monkeypatch.setattr("mailerd.delivery.memory.QUEUE_SHARE", 0.02)  # 40 messages
     clock = _RunningClock()
     route = RouteRule(match=RouteMatch(domain="*.bulk.example"), hosts=(Endpoint("127.0.0.2", mx.port),), tls="none")
@@ -295,7 +295,7 @@ async def test_a_backlog_leaves_without_a_poll(
             for n in range(500):
                 await relay.submit(f"user{n}@d{n % domains}.bulk.example", not_before=later)
             clock.late += timedelta(hours=2)
-            relay.relay.dispatcher.wake()
+            relay.relay.dispatcher.claims.wake()
             async with asyncio.timeout(60):
                 while len(mx.delivered) < arrived:
                     await asyncio.sleep(0.05)

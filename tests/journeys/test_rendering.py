@@ -287,7 +287,7 @@ async def test_a_campaign_to_silent_hosts_leaves_room_for_another(mx, dns, tmp_p
         async with asyncio.timeout(60):
             while not silent.connections:
                 await asyncio.sleep(0.01)
-        on.relay.dispatcher.wake()
+        on.relay.dispatcher.claims.wake()
         await hand_over(on, *(replace(deferred(f"u{n}@example.net"), campaign="cmp_2") for n in range(100)))
         async with asyncio.timeout(60):
             while len(mx.delivered) < 100:

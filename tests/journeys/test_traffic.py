@@ -136,7 +136,7 @@ async def test_flows_that_wait_keep_no_other_flow_from_its_turn(lab: Lab) -> Non
         )
         await relay.settled()
         lab.clock.advance(minutes=2)
-        relay.relay.dispatcher.wake()
+        relay.relay.dispatcher.claims.wake()
         await until(lambda: any(delivery.recipient == "ann@example.net" for delivery in lab.mx.delivered), 60)
         await relay.settled()
         assert await relay.states(receipt) == ["delivered"]
@@ -369,7 +369,7 @@ async def test_a_long_queue_of_which_one_source_may_send_its_part_does_not_wait_
                 *(relay.submit(f"u{number}@example.net", not_before=due_at) for number in range(start, start + 50))
             )
         lab.clock.advance(minutes=2)
-        relay.relay.dispatcher.wake()
+        relay.relay.dispatcher.claims.wake()
         before = 0
         async with asyncio.timeout(60):
             while before != len(lab.mx.delivered) or before < 200:
@@ -520,7 +520,7 @@ async def test_hosts_that_hold_mail_for_long_leave_room_for_the_others(lab: Lab)
                     f"u{number}@example.net", stream="marketing", not_before=due_at + timedelta(seconds=1)
                 )
             lab.clock.advance(minutes=2)
-            relay.relay.dispatcher.wake()
+            relay.relay.dispatcher.claims.wake()
             await until(lambda: len(lab.mx.delivered) == 20)
 
 

@@ -184,7 +184,7 @@ async def test_mail_is_not_lost_sight_of_when_the_clock_is_set_back_while_it_exp
     async with running_relay(config, database, clock=clock) as relay:
         await relay.submit("ann@example.net", not_before=clock.now + timedelta(hours=1))
         clock.leap = clock.now + timedelta(days=30)
-        await relay.relay.dispatcher.expire()
+        await relay.relay.dispatcher.claims.expire()
         await relay.relay.drained()
         assert await relay.pool.fetchval("SELECT owner FROM recipients") is None
 
@@ -210,7 +210,7 @@ async def test_a_result_that_cannot_be_stored_loses_its_words_and_holds_up_nobod
         Journal(tmp_path / "j", 64),
         worker=relay.number,
         settled=lambda recipients: None,
-        claimed=relay.relay.dispatcher.claimed,
+        claimed=relay.relay.dispatcher.claims.claimed,
         taken_again=relay.relay.dispatcher.taken_again,
     )
     first.last_reply = "\0"

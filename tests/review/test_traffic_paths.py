@@ -65,7 +65,7 @@ async def test_many_sites_behind_one_connection_leave_the_memory_to_other_mail(l
             for n in range(200):
                 await relay.submit(f"u{n}@example.net", not_before=soon, stream="marketing")
             lab.clock.advance(seconds=2)
-            relay.relay.dispatcher.wake()
+            relay.relay.dispatcher.claims.wake()
             await until(lambda: len(lab.mx.delivered) == 200, 60)
             await until(lambda: relay.relay.dispatcher.recipients_in_hand < 40, 60)
             lab.clock.advance(seconds=20)
@@ -85,7 +85,7 @@ async def test_transactional_mail_for_many_sites_behind_one_connection_delays_no
                 for n in range(6):
                     await relay.submit(f"u{n}@c{number}.example", not_before=soon, credential=of("noisy"))
             lab.clock.advance(seconds=2)
-            relay.relay.dispatcher.wake()
+            relay.relay.dispatcher.claims.wake()
             await asyncio.sleep(3)
             for number in range(5):
                 await relay.submit(f"reset{number}@example.net", credential=of("victim"))

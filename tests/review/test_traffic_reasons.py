@@ -134,7 +134,7 @@ async def test_mail_that_is_put_off_while_its_effect_is_cancelled_leaves_soon(
         monkeypatch.setattr(QueueStore, "put_off", late)
         await relay.submit("u@example.net", not_before=lab.clock.now + timedelta(seconds=1))
         lab.clock.advance(seconds=2)
-        relay.relay.dispatcher.wake()
+        relay.relay.dispatcher.claims.wake()
         await asyncio.sleep(0.2)
         await EffectStore(relay.pool).cancel(made.id, actor="me", now=lab.clock.now)
         await until(lambda: not relay.relay.effects.active)

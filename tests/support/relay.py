@@ -76,7 +76,7 @@ class RunningRelay:
 
     async def run_once(self) -> None:
         """Claim what is due, and wait until everything in memory is settled."""
-        self.relay.dispatcher.wake()
+        self.relay.dispatcher.claims.wake()
         await self.settled()
 
     async def settled(self) -> None:
@@ -92,7 +92,7 @@ class RunningRelay:
                 )
                 if not await self.pool.fetchval(owned) and waiting <= 0:
                     return
-                self.relay.dispatcher.wake()
+                self.relay.dispatcher.claims.wake()
                 await asyncio.sleep(0.01)
 
     async def view(self, receipt: Receipt) -> MessageView:
@@ -140,7 +140,7 @@ async def running_relay(
         renderer=renderer,
     )
     await relay.start()
-    dispatching = asyncio.create_task(relay.dispatcher.run())
+    dispatching = asyncio.create_task(relay.dispatcher.claims.run())
     try:
         yield RunningRelay(relay, pool, clock, number)
     finally:
