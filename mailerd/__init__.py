@@ -6,8 +6,8 @@ writes to many, on the same queue. `web` and `cli` look and steer; `relay` puts 
 `worker` runs that in one process, `daemon` starts the workers, each with its `assignment`, and watches them. `sandbox`
 is a mail exchanger to try things out with. Imports go only left along
 
-    errors < failpoints < wire < config < logs < processes < db < events < metrics < queue < delivery < intake <
-    feedback < campaigns < relay < web < sandbox < assignment < worker < daemon < cli
+    errors < failpoints < clock < wire < config < logs < processes < db < events < metrics < queue < delivery <
+    intake < feedback < campaigns < relay < web < sandbox < assignment < worker < daemon < cli
 
 Glossary (one word, one meaning):
 

@@ -11,12 +11,12 @@ import re
 import sys
 import threading
 import time
-from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import msgspec
 import structlog
 
+from mailerd.clock import utc_now
 from mailerd.config import Log
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -74,7 +74,7 @@ class Output:
         """There is nothing to flush."""
 
     def _lines_lost(self) -> bytes:
-        at = datetime.now(UTC).isoformat()
+        at = utc_now().isoformat()
         return _encode({"event": "log.lines_lost", "lines": self._lost, "level": "warning", "timestamp": at}) + b"\n"
 
 
@@ -176,5 +176,5 @@ def _json_logger(level: int) -> type[Any]:
 
 def _add_level_and_time(_: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     event["level"] = method
-    event["timestamp"] = datetime.now(UTC).isoformat()
+    event["timestamp"] = utc_now().isoformat()
     return event

@@ -4,11 +4,12 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from mailerd.campaigns.analytics.retention import RetentionStore
 from mailerd.campaigns.tracking.marking import Marking
+from mailerd.clock import utc_now
 from mailerd.config import Config
 from mailerd.config.shaping import BUILTIN_NAME, ShapingRules, builtin_shaping, parse_shaping
 from mailerd.db import Pool
@@ -44,10 +45,6 @@ from mailerd.queue.screening import Suppressions
 from mailerd.queue.store import QueueStore
 from mailerd.queue.suppression import SuppressionStore
 from mailerd.queue.workers import WorkerStore
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 def pause_after(seconds: float) -> float:

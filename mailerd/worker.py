@@ -30,6 +30,7 @@ from mailerd.campaigns.runner.service import CampaignSending
 from mailerd.campaigns.templates.rendering import PreparedCache
 from mailerd.campaigns.tracking.classifier import Classifier
 from mailerd.campaigns.values import CHANNEL as CAMPAIGNS
+from mailerd.clock import utc_now
 from mailerd.config import Config
 from mailerd.config.documents import Documents, parse_reloaded
 from mailerd.config.shaping import ShapingRules
@@ -58,7 +59,7 @@ from mailerd.processes import Ebb, give_back
 from mailerd.queue.commit import LOST
 from mailerd.queue.control import CHANNEL, UNBLOCK_ALL, ControlStore, Selection
 from mailerd.queue.workers import BEAT_EVERY, Watch, WorkerStore
-from mailerd.relay import Relay, pause_after, utc_now
+from mailerd.relay import Relay, pause_after
 
 if TYPE_CHECKING:
     from mailerd.web.service import HttpService

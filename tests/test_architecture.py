@@ -142,6 +142,7 @@ def test_pure_modules_wait_for_nothing_and_read_no_clock(path: Path) -> None:
     tree = ast.parse(path.read_text())
 
     assert {name.split(".")[0] for name in imports(tree)} & IMPURE_MODULES == set()
+    assert "mailerd.clock.utc_now" not in imports(tree)
     assert clocks_read(tree) == []
 
 

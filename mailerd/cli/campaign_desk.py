@@ -1,10 +1,11 @@
 """What all commands about campaigns need: their arguments, the desk, and the campaign that is meant."""
 
 import os
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.campaigns.desk import CampaignDesk
@@ -28,11 +29,8 @@ def desk_of(settings: "Settings", pool: "Pool") -> "CampaignDesk":
     from mailerd.campaigns.queued import QueuedMail
     from mailerd.queue.control import ControlStore
 
-    def clock() -> datetime:
-        return datetime.now(UTC)
-
     control = ControlStore(pool, keep_bodies=settings.config.retention.bodies > 0)
-    return CampaignDesk(lambda: settings.config, pool, queue=QueuedMail(control, clock), clock=clock)
+    return CampaignDesk(lambda: settings.config, pool, queue=QueuedMail(control, utc_now), clock=utc_now)
 
 
 def number_of(text: str) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import http.client
 import os
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 from mailerd.cli.campaign_desk import CampaignArgument, TenantOption, checked, desk_of, number_of, standing_of
 from mailerd.cli.campaign_drawing import draw_findings
 from mailerd.cli.options import ConfigOption, JsonOption, moment
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.campaigns.compliance import Finding
@@ -131,7 +132,7 @@ async def _schedule(settings: "Settings", tenant: str, id_: int, at: datetime | 
     from mailerd.cli.queue import actor
     from mailerd.cli.settings import database
 
-    now = datetime.now(UTC)
+    now = utc_now()
     async with database(settings) as pool:
         desk = desk_of(settings, pool)
         campaign = (await standing_of(desk, id_, tenant)).campaign
@@ -163,7 +164,7 @@ async def _duplicate(settings: "Settings", tenant: str, id_: int, name: str) -> 
         desk = desk_of(settings, pool)
         campaign = (await standing_of(desk, id_, tenant)).campaign
         name = name or f"Copy of {campaign.name}"
-        copy = copy_of(campaign, name=name[:255], created_by=actor(), now=datetime.now(UTC))
+        copy = copy_of(campaign, name=name[:255], created_by=actor(), now=utc_now())
         async with pool.acquire() as connection, connection.transaction():
             made = await desk.store.create(copy, connection)
             assert made is not None

@@ -1,8 +1,9 @@
 """Campaigns as the commands show them."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.campaigns.compliance import Finding
@@ -63,7 +64,7 @@ def _repeats(campaign: "Campaign") -> str:
 def draw(standing: "Standing", ahead: "Forecast | None", *, as_json: bool) -> None:
     from mailerd.cli.output import coloured, console, facts, from_now, print_json, time_of
 
-    row, now = plain(standing), datetime.now(UTC)
+    row, now = plain(standing), utc_now()
     if as_json:
         told = None if ahead is None else {"finish": ahead.finish, "limit": ahead.limit, "until": ahead.until}
         print_json(row | {"forecast": told})

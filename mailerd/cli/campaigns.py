@@ -1,7 +1,6 @@
 """`mailerd campaigns`: how campaigns stand, and steering them; what comes before that: `campaign_drafts`."""
 
 import asyncio
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from mailerd.cli.asking import confirm
 from mailerd.cli.campaign_desk import CampaignArgument, TenantOption, checked, desk_of, number_of, standing_of
 from mailerd.cli.campaign_drawing import draw, draw_analytics, draw_list, draw_recipients
 from mailerd.cli.options import ConfigOption, JsonOption, LimitOption, YesOption
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.campaigns.desk import CampaignDesk
@@ -252,7 +252,7 @@ async def _send(settings: "Settings", tenant: str, id_: int, *, sure: bool, as_j
         if not sure:
             to = f"those of {format_id(CAMPAIGN, again.campaign)}" if (again := campaign.options.resend) else ""
             if not to:
-                size = await desk.audiences.estimate(tenant, read_audience(campaign.audience), datetime.now(UTC))
+                size = await desk.audiences.estimate(tenant, read_audience(campaign.audience), utc_now())
                 to = f"{'' if size.method == 'exact' else 'about '}{count_of(size.estimate, 'contact')}"
             confirm(f"Send {campaign.name_outside} ({clean(campaign.name)}) to {to} now?")
         await _step(pool, desk, "send", campaign, as_json=as_json)
@@ -307,7 +307,7 @@ async def _stepped(
     from mailerd.cli.queue import actor
 
     life, id_, tenant = desk.lifecycle, campaign.id, campaign.tenant
-    by: dict[str, Any] = {"actor": actor(), "now": datetime.now(UTC), "connection": connection}
+    by: dict[str, Any] = {"actor": actor(), "now": utc_now(), "connection": connection}
     match step:
         case "send":
             return await life.send(campaign, **by)

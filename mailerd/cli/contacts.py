@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -14,6 +13,7 @@ import typer
 
 from mailerd.cli.failure import CommandError
 from mailerd.cli.options import ConfigOption, JsonOption, LimitOption
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -358,7 +358,7 @@ async def _export(settings: "Settings", stream: BinaryIO, tenant: str, list_id: 
     from mailerd.cli.settings import database
 
     async with database(settings) as pool:
-        store, now = ExportStore(pool), datetime.now(UTC)
+        store, now = ExportStore(pool), utc_now()
         names = await store.names(tenant) if format_ == "csv" else []
         if len(names) > MAX_NAMES:
             text = f"contacts have {len(names):,} custom fields, too many for columns: use --format jsonl"

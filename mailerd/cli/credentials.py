@@ -4,7 +4,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,6 +12,7 @@ import typer
 from mailerd.cli.asking import confirm
 from mailerd.cli.failure import CommandError
 from mailerd.cli.options import ConfigOption, JsonOption, YesOption
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.cli.settings import Settings
@@ -220,7 +220,7 @@ async def _with_store(settings: "Settings", work: "Callable[[CredentialStore], A
 
 async def _disable(store: "CredentialStore", name: str) -> bool:
     """False when there is none of that name; one that is disabled already stays so."""
-    return await store.disable(name, now=datetime.now(UTC)) or await store.get(name) is not None
+    return await store.disable(name, now=utc_now()) or await store.get(name) is not None
 
 
 def _unknown(name: str) -> CommandError:

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 
 from mailerd.cli.failure import CommandError
 from mailerd.cli.options import ConfigOption, JsonOption
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.cli.settings import Settings
@@ -224,7 +225,7 @@ def _ascii(domain: str) -> str:
 
 
 def _today() -> date:
-    return datetime.now(UTC).date()
+    return utc_now().date()
 
 
 def _unwritable(path: Path, error: OSError) -> CommandError:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import typer
 
 from mailerd.cli.failure import CommandError
 from mailerd.cli.options import ConfigOption, JsonOption
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.cli.settings import Settings
@@ -59,7 +60,7 @@ def list_effects(config: ConfigOption = None, as_json: JsonOption = False) -> No
     if as_json:
         print_json_lines(views)
     else:
-        _draw(views, datetime.now(UTC))
+        _draw(views, utc_now())
 
 
 @app.command("add")
@@ -102,7 +103,7 @@ def add(
         raise typer.BadParameter("Say what it is for: --domain, --source, --provider, --site … or --all.")
     if site and domain:
         raise typer.BadParameter("--domain stands for its site: leave out --site, or --domain.")
-    now = datetime.now(UTC)
+    now = utc_now()
     try:
         value, seconds = _value(kind, rate, connections), _seconds(lasts)
         effect = asyncio.run(
@@ -174,7 +175,7 @@ async def _active(settings: "Settings") -> "Sequence[Effect]":
     from mailerd.delivery.effects import EffectStore
 
     async with database(settings) as pool:
-        return await EffectStore(pool).active(datetime.now(UTC))
+        return await EffectStore(pool).active(utc_now())
 
 
 async def _add(
@@ -267,7 +268,7 @@ async def _cancel(settings: "Settings", ids: Sequence[int]) -> "list[Effect]":
 
     async with database(settings) as pool:
         store = EffectStore(pool)
-        ended = [await store.cancel(id_, actor=actor(), now=datetime.now(UTC)) for id_ in ids]
+        ended = [await store.cancel(id_, actor=actor(), now=utc_now()) for id_ in ids]
     return [effect for effect in ended if effect is not None]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from mailerd.cli.options import ConfigOption, JsonOption, YesOption, message_id, moment
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.cli.settings import Settings
@@ -173,7 +174,7 @@ async def _size(settings: "Settings", *, as_json: bool) -> None:
     retention = float(settings.config.retention.events)
     async with database(settings) as pool, pool.acquire() as connection:
         sizes = await event_sizes(connection)
-    grown = growth(sizes, retention, datetime.now(UTC))
+    grown = growth(sizes, retention, utc_now())
     if as_json:
         print_json(
             {
@@ -297,7 +298,7 @@ def _show_followers(rows: "Sequence[FollowerRow]", *, as_json: bool) -> None:
     if not rows:
         say("Nobody follows the events: no sinks, no webhooks.")
         return
-    console().print(_table(rows, datetime.now(UTC)))
+    console().print(_table(rows, utc_now()))
     for row in rows:
         if row.state == NOT_CONFIGURED:
             say(f"{row.name} is not configured: `mailerd events followers --forget {row.name}`")

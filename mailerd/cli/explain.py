@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 
 from mailerd.cli.failure import CommandError
 from mailerd.cli.options import ConfigOption, JsonOption, message_id
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,7 +66,7 @@ def explain(
     if as_json:
         print_json(plain(explanation))
     else:
-        draw(console(), explanation, datetime.now(UTC))
+        draw(console(), explanation, utc_now())
 
 
 def _mail(asked: str, sender: str, stream: str, pool: str, tenant: str) -> "Mail":
@@ -141,7 +142,7 @@ async def explainer(settings: "Settings") -> "AsyncIterator[Explainer]":
                 ledger=ledger_path(config.data_dir),
                 node=_node(Path(config.data_dir)),
                 text=ConfigText(documents.path, documents.text),
-                clock=lambda: datetime.now(UTC),
+                clock=utc_now,
             )
         finally:
             await router.close()

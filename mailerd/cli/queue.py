@@ -4,7 +4,7 @@ import asyncio
 import getpass
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 
 from mailerd.cli.asking import confirm
 from mailerd.cli.options import ConfigOption, JsonOption, LimitOption, YesOption, message_id
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.cli.settings import Settings
@@ -88,7 +89,7 @@ def list_queues(
     if as_json:
         print_json_lines(queues)
     else:
-        _draw_queues(queues, datetime.now(UTC), limit)
+        _draw_queues(queues, utc_now(), limit)
 
 
 @app.command("show")
@@ -125,7 +126,7 @@ def show(
     if as_json:
         print_json_lines(map(_plain, waiting))
     else:
-        _draw_waiting(waiting, datetime.now(UTC), limit)
+        _draw_waiting(waiting, utc_now(), limit)
 
 
 HELP = {
@@ -302,7 +303,7 @@ async def _carry_out(settings: "Settings", action: Action, selection: "Selection
         store = ControlStore(pool, keep_bodies=settings.config.retention.bodies > 0, operator=True)
         count = await store.count(selection)
         with working(f"{action} of up to {count:,} recipients: workers put back what they have in memory"):
-            return await _command(store, action)(selection, actor=actor(), now=datetime.now(UTC))
+            return await _command(store, action)(selection, actor=actor(), now=utc_now())
 
 
 def _command(store: "ControlStore", action: Action) -> "Steer":

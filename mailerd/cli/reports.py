@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mailerd.cli.options import ConfigOption, JsonOption, LimitOption
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -101,7 +102,7 @@ async def _tls(settings: "Settings", days: int, domain: str | None, limit: int) 
 
 
 def _since(days: int) -> datetime:
-    return datetime.now(UTC) - timedelta(days=days)
+    return utc_now() - timedelta(days=days)
 
 
 def _folded(domain: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from mailerd.cli.failure import CommandError
 from mailerd.cli.options import ConfigOption, JsonOption, LimitOption
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.sandbox import Stored
@@ -54,7 +55,7 @@ def list_kept(limit: LimitOption = 50, config: ConfigOption = None, as_json: Jso
     if as_json:
         print_json_lines(kept[-limit:])
         return
-    _draw(kept[-limit:], datetime.now(UTC))
+    _draw(kept[-limit:], utc_now())
     if len(kept) > limit:
         say(f"Only the last {limit:,} of {len(kept):,}: --limit shows more.")
 

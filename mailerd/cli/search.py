@@ -1,13 +1,14 @@
 """`mailerd search`: which messages were accepted, and what became of them."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mailerd.cli.options import ConfigOption, JsonOption, LimitOption, moment
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.cli.settings import Settings
@@ -62,7 +63,7 @@ def search(
     if as_json:
         print_json_lines(map(_plain, found))
     else:
-        _draw(found, datetime.now(UTC), limit)
+        _draw(found, utc_now(), limit)
 
 
 async def _search(settings: "Settings", filters: "MailFilters", limit: int) -> "list[MessageSummary]":

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
 from email.utils import format_datetime, make_msgid
@@ -19,6 +18,7 @@ import typer
 
 from mailerd.cli.failure import CommandError
 from mailerd.cli.options import ConfigOption, JsonOption, message_id
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.cli.settings import Settings
@@ -221,7 +221,7 @@ def _tls(host: str) -> ssl.SSLContext:
 
 
 def _compose(letter: Letter) -> bytes:
-    now = datetime.now(UTC)
+    now = utc_now()
     message = EmailMessage(policy=SMTPUTF8 if letter.needs_smtputf8 else SMTP)
     message["From"] = letter.sender.address
     message["To"] = ", ".join(mailbox.address for mailbox in letter.to)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,6 +11,7 @@ import typer
 
 from mailerd.cli.options import ConfigOption, JsonOption
 from mailerd.cli.serving import VARIABLE
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from mailerd.cli.settings import Settings
@@ -76,7 +77,7 @@ def sources(context: typer.Context, config: ConfigOption = None, as_json: JsonOp
     if as_json:
         print_json_lines(views)
     else:
-        _draw(_of_interest(views), datetime.now(UTC))
+        _draw(_of_interest(views), utc_now())
     if not runs:
         last = max((each.check.checked_at for each in found), default=None)
         say(f"No daemon runs: as of {time_of(last)}." if last else "No daemon runs.")
@@ -123,7 +124,7 @@ async def _look(config: "Config") -> list[SourceView]:
 
     resolver = Resolver(config.resolver)
     checker = SourceChecker(config, resolver)
-    now = datetime.now(UTC)
+    now = utc_now()
     views = []
     for source in config.sources:
         modes = {BOUND: "act", **checker.modes(source)}

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import aclosing, nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -15,6 +15,7 @@ import typer
 
 from mailerd.cli.failure import CommandError
 from mailerd.cli.options import ConfigOption, JsonOption, LimitOption, moment
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -82,7 +83,7 @@ def list_suppressions(
         "topic": topic,
         "domain": domain,
         "reason": None if reason is None else reason.value,
-        "holding_at": None if over else datetime.now(UTC),
+        "holding_at": None if over else utc_now(),
     }
     found = asyncio.run(_list(load(config), filters, limit))
     if as_json:
@@ -157,7 +158,7 @@ def add(
         raise typer.BadParameter(f"{error}.") from None
     settings = load(config)
     _check_stream(settings, stream)
-    now = datetime.now(UTC)
+    now = utc_now()
     suppression = Suppression(
         entry,
         tenant="" if everybody else tenant,
@@ -262,7 +263,7 @@ def import_file(
     _check_stream(settings, stream)
     defaults = Defaults(
         tenant="" if everybody else tenant,
-        now=datetime.now(UTC),
+        now=utc_now(),
         streams=frozenset(settings.config.streams),
         reason=reason.value,
         stream=stream,
@@ -366,7 +367,7 @@ async def _show(settings: "Settings", which: str, id_: int | None) -> "list[Supp
     async with database(settings) as pool:
         store = SuppressionStore(pool)
         if id_ is None:
-            return await store.list(tenant=None, limit=MOST, address=which, holding_at=datetime.now(UTC))
+            return await store.list(tenant=None, limit=MOST, address=which, holding_at=utc_now())
         one = await store.get(id_, None)
     return [] if one is None else [one]
 
@@ -405,7 +406,7 @@ async def _remove(
     from mailerd.cli.settings import database
     from mailerd.queue.suppression import Reason, SuppressionStore
 
-    now = datetime.now(UTC)
+    now = utc_now()
     async with database(settings) as pool:
         store = SuppressionStore(pool)
         if id_ is not None:
@@ -446,7 +447,7 @@ async def _export(settings: "Settings", stream: TextIO, tenant: str | None, reas
 
     stream.write(write_rows([]))
     async with database(settings) as pool:
-        async for rows in SuppressionFileStore(pool).export(tenant, reason=reason, now=datetime.now(UTC)):
+        async for rows in SuppressionFileStore(pool).export(tenant, reason=reason, now=utc_now()):
             stream.write(write_rows(rows, header=False))
 
 

@@ -11,6 +11,7 @@ import typer
 
 from mailerd.cli.failure import CommandError
 from mailerd.cli.options import ConfigOption, JsonOption, MessageArgument, message_id
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,7 +71,7 @@ async def _trace(settings: "Settings", id_: int, follow: bool, limit: int, *, as
         if as_json:
             print_json(plain(view, shown))
         else:
-            out.print("", draw_recipients(view.recipients, datetime.now(UTC), limit))
+            out.print("", draw_recipients(view.recipients, utc_now(), limit))
 
 
 async def watch(pool: "Pool", id_: int, *, once: bool = False) -> "AsyncIterator[tuple[MessageView, list[Event]]]":

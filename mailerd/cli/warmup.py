@@ -3,12 +3,13 @@
 import asyncio
 import math
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mailerd.cli.options import ConfigOption, JsonOption, LimitOption
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -57,7 +58,7 @@ def warmup(
         known = ", ".join(sources) or "none"
         raise typer.BadParameter(f"There is no source {source!r} with a warm-up; those that have one: {known}.")
     wanted = [source] if source is not None else sources
-    now = datetime.now(UTC)
+    now = utc_now()
     rows = asyncio.run(_overview(settings, wanted, provider, now, limit))
     shown = [_plain(settings, row, now) for row in rows]
     if as_json:

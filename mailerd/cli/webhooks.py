@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -12,6 +11,7 @@ import typer
 from mailerd.cli.asking import confirm
 from mailerd.cli.failure import CommandError
 from mailerd.cli.options import ConfigOption, JsonOption, LimitOption, YesOption, moment
+from mailerd.clock import utc_now
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ def list_webhooks(tenant: TenantOption = "", config: ConfigOption = None, as_jso
     from mailerd.feedback.webhooks.views import webhook_view
 
     found = _ask(config, lambda desk: desk.all(tenant or None))
-    views = [webhook_view(webhook, datetime.now(UTC)) for webhook in found]
+    views = [webhook_view(webhook, utc_now()) for webhook in found]
     if as_json:
         print_json_lines(views)
     elif views:
@@ -114,7 +114,7 @@ def show(webhook: WebhookArgument, config: ConfigOption = None, as_json: JsonOpt
     from mailerd.feedback.webhooks.views import webhook_view
 
     found = _ask(config, lambda desk: _get(desk, webhook))
-    _draw(webhook_view(found, datetime.now(UTC)), as_json)
+    _draw(webhook_view(found, utc_now()), as_json)
 
 
 @app.command("enable")
@@ -159,7 +159,7 @@ def delete(
     async def do(desk: "WebhookDesk") -> "Webhook":
         return _there(await desk.delete(found.id, tenant=found.tenant, actor=actor()), webhook)
 
-    _draw(webhook_view(_ask(config, do), datetime.now(UTC)), as_json)
+    _draw(webhook_view(_ask(config, do), utc_now()), as_json)
 
 
 @app.command("rotate")
@@ -345,7 +345,7 @@ def _switch(text: str, config: "Path | None", as_json: bool, *, enabled: bool) -
         wanted = Wanted(enabled=enabled)
         return _there(await desk.change(found.id, wanted, tenant=found.tenant, actor=actor()), text)
 
-    _draw(webhook_view(_ask(config, do), datetime.now(UTC)), as_json)
+    _draw(webhook_view(_ask(config, do), utc_now()), as_json)
 
 
 def _ask(config: "Path | None", work: "Callable[[WebhookDesk], Awaitable[T]]") -> T:
@@ -366,7 +366,7 @@ async def _desk(settings: "Settings") -> "AsyncIterator[WebhookDesk]":
     from mailerd.feedback.webhooks.service import Webhooks
 
     async with database(settings) as pool:
-        webhooks = Webhooks(settings.config, pool, lambda: datetime.now(UTC))
+        webhooks = Webhooks(settings.config, pool, utc_now)
         try:
             yield webhooks.desk
         finally:

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from asyncpg import LockNotAvailableError
 
 from mailerd import db, failpoints
 from mailerd.assignment import Assignment
+from mailerd.clock import utc_now
 from mailerd.config import Config
 from mailerd.config.documents import Documents
 from mailerd.daemon.data_dir import DataDir, StartError
@@ -171,7 +172,7 @@ class Daemon:
             await migrate(connection)
             await continue_order(connection)
             try:
-                await ensure_event_partitions(connection, datetime.now(UTC))
+                await ensure_event_partitions(connection, utc_now())
             except LockNotAvailableError as error:  # somebody reads for long; until they are made, `events_rest` does
                 log.warning("events.partitions_awaited", error=str(error))
 
@@ -321,7 +322,7 @@ class Daemon:
                 if self._postgres is not None:
                     await self._postgres.turn_log_over()
                 if loop.time() >= partitions_at:
-                    now, kept = datetime.now(UTC), timedelta(seconds=self._reloader.config.retention.events)
+                    now, kept = utc_now(), timedelta(seconds=self._reloader.config.retention.events)
                     # Of its own: it may wait long for a lock, and nobody who needs the pool should.
                     async with db.connected(self._url) as connection:
                         await ensure_event_partitions(connection, now)

@@ -5,13 +5,13 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from mailerd import failpoints
+from mailerd.clock import utc_now
 from mailerd.config import Config
 from mailerd.config.changes import changed
 from mailerd.config.documents import Documents, InForce, parse_reloaded, read_documents
@@ -116,7 +116,7 @@ def _changed_files(old: Documents, new: Documents) -> list[str]:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return utc_now().isoformat(timespec="seconds")
 
 
 # -- the way from the command to the daemon

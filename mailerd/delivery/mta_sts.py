@@ -11,7 +11,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ import aiohttp
 import asyncpg
 import structlog
 
+from mailerd.clock import utc_now
 from mailerd.db import Pool
 from mailerd.delivery import tls_policy
 from mailerd.delivery.https import Outside
@@ -196,7 +197,7 @@ class StsPolicies:
         store: StsStore | None,
         resolver: Resolver,
         *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = utc_now,
         note: Callable[[TlsOutcome], None] = lambda outcome: None,
         allow_private: bool = False,
         patience: float = PATIENCE,

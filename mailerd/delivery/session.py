@@ -14,12 +14,12 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import aiosmtplib
 
+from mailerd.clock import utc_now
 from mailerd.config import RouteAuth
 from mailerd.delivery import dane, tls_client, tls_policy
 from mailerd.delivery.pipeline import Pipeline
@@ -393,7 +393,7 @@ class _Opening:
         assert wanted is not None
         chain = tls_client.peer_chain(self.client.get_transport_info("ssl_object"))
         # The recipient's domain is no name for it, as RFC 7672 section 3.2.2 would have it: others share the session.
-        failure = dane.authenticate(wanted.records, chain, (wanted.base, self._host.name), datetime.now(UTC))
+        failure = dane.authenticate(wanted.records, chain, (wanted.base, self._host.name), utc_now())
         if failure is not None:
             raise _TlsError(failure.result, f"DANE: {failure.text}")
 

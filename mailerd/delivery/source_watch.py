@@ -8,11 +8,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import asyncpg
 import structlog
 
+from mailerd.clock import utc_now
 from mailerd.config import Config
 from mailerd.db import Pool
 from mailerd.delivery.resolver import Resolver
@@ -72,10 +73,6 @@ FORGET_NODES = """
        AND NOT EXISTS (SELECT FROM workers WHERE workers.node = source_checks.node)
 """
 TELL = f"SELECT pg_notify('{CHANNEL}', '{CHANGED}')"
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import re
-from datetime import UTC, datetime
 from email.errors import MessageError
 from email.header import decode_header, make_header
 from typing import TYPE_CHECKING
 
 import structlog
 
+from mailerd.clock import utc_now
 from mailerd.sandbox.behaviours import BEHAVIOURS, behaviour_name
 from mailerd.sandbox.kept import Stored
 
@@ -170,7 +170,7 @@ class Conversation:
     def _keep(self, content: bytes) -> str:
         stored = Stored(
             id=self._sandbox.kept.next_id(),
-            received_at=datetime.now(UTC),
+            received_at=utc_now(),
             sender=self._sender or "",
             recipients=tuple(self._recipients),
             peer=self._peer,

@@ -2,10 +2,12 @@
 
 import re
 from collections import deque
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
+
+from mailerd.clock import utc_now
 
 MESSAGE_ID = re.compile(r"[0-9a-f]{14}", re.ASCII)
 
@@ -64,7 +66,7 @@ class Kept:
 
     def next_id(self) -> str:
         """Microseconds since 1970, made unique and rising also when the clock is set back."""
-        self._last = max(self._last + 1, int(datetime.now(UTC).timestamp() * 1e6))
+        self._last = max(self._last + 1, int(utc_now().timestamp() * 1e6))
         return f"{self._last:014x}"
 
     def add(self, stored: Stored, content: bytes) -> None:

@@ -19,6 +19,7 @@ from mailerd.campaigns.desk import CampaignDesk
 from mailerd.campaigns.segments.store import SegmentStore
 from mailerd.campaigns.templates.desk import TemplateDesk
 from mailerd.campaigns.tracking.service import Tracker
+from mailerd.clock import utc_now
 from mailerd.config import Config, Tenant
 from mailerd.db import Pool, connect_pool
 from mailerd.delivery.effects import EffectStore
@@ -31,7 +32,7 @@ from mailerd.intake.authenticator import Authenticator
 from mailerd.queue.control import ControlStore, MessageControl
 from mailerd.queue.suppression_files import SuppressionFileStore
 from mailerd.queue.trace import TraceStore
-from mailerd.relay import Relay, utc_now
+from mailerd.relay import Relay
 from mailerd.web.app import build_app
 from mailerd.web.server import HttpServer
 from mailerd.web.services import Limits, Services

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Protocol
 
 from mailerd.campaigns.analytics.desk import AnalyticsDesk
@@ -13,6 +13,7 @@ from mailerd.campaigns.desk import CampaignDesk
 from mailerd.campaigns.segments.store import SegmentStore
 from mailerd.campaigns.templates.desk import TemplateDesk
 from mailerd.campaigns.tracking.service import Tracker
+from mailerd.clock import utc_now
 from mailerd.delivery.effects import EffectStore
 from mailerd.delivery.explain import Explainer
 from mailerd.errors import Refused
@@ -121,10 +122,6 @@ class Limits:
     keep_alive: float = 75.0  # idle between requests; also for all header lines of one request
     linger: float = 3.0  # for the rest of a body that was refused, so that the client sees why
     stop: float = 20.0  # for requests under way when the server is stopped
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from mailerd import metrics
+from mailerd.clock import utc_now
 from mailerd.config import Sink as SinkConfig
 from mailerd.db import Pool
 from mailerd.events import Recorded
@@ -50,7 +49,7 @@ def _make(name: str, config: SinkConfig) -> Sink:
     if config.kind == "jsonl":
         from mailerd.feedback.sinks.jsonl import JsonlSink
 
-        return JsonlSink(name, config, clock=partial(datetime.now, UTC))
+        return JsonlSink(name, config, clock=utc_now)
     if config.kind == "kafka":
         from mailerd.feedback.sinks.kafka import KafkaSink
 

@@ -5,13 +5,14 @@ no mail of ours changes nothing but a counter.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
 from mailerd import metrics
+from mailerd.clock import utc_now
 from mailerd.config import Config, Upstream
 from mailerd.delivery.https import Outside
 from mailerd.delivery.personal import RETURN_PATH
@@ -60,7 +61,7 @@ class Upstreams:
         recorder: Recorder,
         secret: bytes,
         outside: Outside,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._recorder = recorder
         self._tokens = Tokens(secret, RETURN_PATH)

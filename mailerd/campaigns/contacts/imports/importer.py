@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 
 import asyncpg
 import structlog
@@ -16,6 +15,7 @@ from mailerd.campaigns.contacts.imports.store import Import, ImportStore
 from mailerd.campaigns.contacts.imports.writing import BlockStore, ErasedError, MovedError, OtherTypesError
 from mailerd.campaigns.contacts.tags import TagStore
 from mailerd.campaigns.statistics import StatisticsStore
+from mailerd.clock import utc_now
 from mailerd.db import Pool
 from mailerd.errors import DatabaseError, Refused
 from mailerd.queue.commit import LOST
@@ -61,7 +61,7 @@ class Importer:
         while True:
             try:
                 if time.monotonic() >= sweep_after:
-                    await self._store.sweep(datetime.now(UTC))
+                    await self._store.sweep(utc_now())
                     sweep_after = time.monotonic() + SWEEP_EVERY
                 worked = await self.work()
             except (*LOST, DatabaseError, asyncpg.InsufficientResourcesError) as error:
