@@ -37,7 +37,7 @@ def build_contacts(
 ) -> ContactBook:
     """`secret` is the installation's, by which erased addresses are hashed."""
     tags, definitions, members = TagStore(pool), DefinitionStore(pool), MemberStore(pool)
-    contacts = ContactStore(pool, secret, clock, tags, definitions, members)
+    contacts = ContactStore(pool, secret, clock, tags, definitions, members, suppressions)
     subscriptions = SubscriptionStore(pool, suppressions, clock)
     consents = ConsentStore(pool)
     return ContactBook(

@@ -2,13 +2,14 @@
 
 What a person withdrew holds for both addresses; what he agreed to goes with him. Lists that were left by the new
 address stay left: no change of address puts anybody on a list again. Suppressions are of addresses, and stay as they
-are.
+are; but the topics and streams that the person left are left by the new address, too.
 """
 
 from datetime import datetime
 
 from mailerd.campaigns.contacts.consent import left_sql
 from mailerd.db import Connection
+from mailerd.queue.suppression import Reason, Suppression, SuppressionStore
 
 SOURCE = "address"  # of what a change of address leads to
 
@@ -48,13 +49,28 @@ NOTE = """
 """
 
 
+# What the person left, for the new address. Mail may be on its way to either: addresses change, and change back.
+LEFT_BY_OLD = """
+    SELECT tenant, stream, topic, reason, expires_at FROM suppressions
+     WHERE tenant = $1 AND address = $2 AND reason IN ('unsubscribe', 'complaint')
+       AND (expires_at IS NULL OR expires_at > $3)
+"""
+
+
 class MovingStore:
     """In the transaction of whoever changes the address, and has the contact locked."""
+
+    def __init__(self, suppressions: SuppressionStore) -> None:
+        self._suppressions = suppressions
 
     async def follow(
         self, connection: Connection, tenant: str, contact_id: int, old: str, new: str, now: datetime
     ) -> dict[int, int]:
         """Returns what that adds to the counts of lists: `lists.move_counts`, last in the transaction."""
+        said = await connection.fetch(LEFT_BY_OLD, tenant, old, now)
+        scopes = (dict(row) | {"reason": Reason(row["reason"])} for row in said)
+        entries = [Suppression(new, **scope, source=SOURCE, created_at=now) for scope in scopes]
+        await self._suppressions.add(entries, connection)
         left = [row["list_id"] for row in await connection.fetch(LEFT, tenant, new)]
         await connection.execute(TAKE_ALONG, tenant, old, contact_id, new, left)
         await connection.execute(COPY, tenant, old, contact_id, new)

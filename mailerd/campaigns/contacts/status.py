@@ -13,17 +13,18 @@ _BINDS = """{s}.address IN ({c}.address, '@' || split_part({c}.address, '@', -1)
             AND ({s}.expires_at IS NULL OR {s}.expires_at > {now})"""
 
 
-def status_sql(alias: str, stream_param: str = MARKETING, *, now: str = "now()") -> str:
+def status_sql(alias: str, stream_param: str = MARKETING, *, now: str = "now()", bounces: bool = True) -> str:
     """The status as text: active, unsubscribed, bounced, complained or suppressed, the worst that holds at `now`.
 
-    `stream_param` and `now` are SQL, such as `$3`.
+    `stream_param` and `now` are SQL, such as `$3`. Without `bounces` what it is beside that its address bounces.
     """
     row = f"{alias}_suppression"
+    which = "" if bounces else f" AND {row}.reason NOT IN ('bounce', 'soft_bounce')"
     worst = _WORST.format(s=row)
     return (
         f"coalesce((SELECT CASE {worst} WHEN 1 THEN 'complained' WHEN 2 THEN 'bounced' WHEN 3 THEN 'unsubscribed'"
         f" WHEN 4 THEN 'suppressed' END FROM suppressions AS {row}"
-        f" WHERE {binds_sql(alias, row, stream_param, now)}), 'active')"
+        f" WHERE {binds_sql(alias, row, stream_param, now)}{which}), 'active')"
     )
 
 

@@ -23,6 +23,7 @@ from mailerd.campaigns.contacts.status import MARKETING, binds_sql, status_sql
 from mailerd.campaigns.contacts.tags import TagStore
 from mailerd.campaigns.contacts.values import Contact, parse_email
 from mailerd.db import Connection, Pool
+from mailerd.queue.suppression import SuppressionStore
 
 SCANNED = 5_000  # contacts that one page of a rare filter looks at
 MAX_ID = (1 << 63) - 1
@@ -74,7 +75,8 @@ LOCK = """
     SELECT id, email, address, first_name, last_name, phone, time_zone, custom_fields, tracking FROM contacts
      WHERE tenant = $1 AND id = $2 FOR UPDATE
 """
-STATUS = f"SELECT {status_sql('c', now='$2')} FROM contacts AS c WHERE c.id = $1"
+# A bounce, which is the worse, hides that the person wants no mail.
+STATUS = f"SELECT {status_sql('c', now='$2', bounces=False)} FROM contacts AS c WHERE c.id = $1"
 CHANGE = """
     UPDATE contacts SET email = $2, address = $3, first_name = $4, last_name = $5, phone = $6, time_zone = $7,
            custom_fields = $8, tracking = $9, updated_at = $10
@@ -170,6 +172,7 @@ class ContactStore:
         tags: TagStore,
         definitions: DefinitionStore,
         members: MemberStore,
+        suppressions: SuppressionStore,
     ) -> None:
         self._pool = pool
         self._secret = secret
@@ -177,7 +180,7 @@ class ContactStore:
         self._tags = tags
         self._definitions = definitions
         self._members = members
-        self._moving = MovingStore()
+        self._moving = MovingStore(suppressions)
 
     async def create(
         self,
@@ -274,8 +277,8 @@ class ContactStore:
     ) -> bool:
         """Write what is given; False: no such contact.
 
-        Raises what `create` does. The address changes only of contacts that are active or bounced: else it would be a
-        way around what the person said. What of consents goes with the contact: see `moving`.
+        Raises what `create` does. The address changes only of contacts that are active or no more than bounced: else
+        it would be a way around what the person said. What goes with the contact: see `moving`.
         """
         try:
             async with self._pool.acquire() as connection, connection.transaction():
@@ -350,7 +353,7 @@ class ContactStore:
     ) -> dict[int, int]:
         """What that adds to the counts of lists."""
         status = await connection.fetchval(STATUS, id_, self._clock())
-        if status not in ("active", "bounced"):
+        if status != "active":
             detail = f"The contact is {status}: another address would be a way around that."
             raise refused(f"contact_{status}", detail, field="email")
         if (other := await connection.fetchval(TAKEN, tenant, new, id_)) is not None:

@@ -10,6 +10,7 @@ from mailerd.campaigns.contacts.consent import ConsentFacts
 from mailerd.campaigns.contacts.members import Added
 from mailerd.campaigns.contacts.refusals import ContactExistsError, FieldsRefusedError
 from mailerd.campaigns.contacts.store import ContactFilters, ContactValues
+from mailerd.campaigns.contacts.subscriptions import STREAM
 from mailerd.errors import Refused
 from mailerd.queue.suppression import Reason, Suppression
 from tests.campaigns.contacts.conftest import TENANT, Contacts
@@ -28,6 +29,15 @@ async def fields(contacts: Contacts, contact_id: int) -> dict[str, Any]:
 async def define(contacts: Contacts, name: str, type_: Any) -> None:
     async with contacts.pool.acquire() as connection, connection.transaction():
         await contacts.book.definitions.create(connection, TENANT, name, type_, "", now=contacts.clock())
+
+
+async def suppress(
+    contacts: Contacts, address: str = "ann@example.com", *, reason: Reason = Reason.UNSUBSCRIBE, **scope: Any
+) -> None:
+    entry = Suppression(
+        address, tenant=TENANT, reason=reason, source="test", created_at=contacts.clock() - timedelta(hours=1), **scope
+    )
+    await contacts.suppressions.add([entry])
 
 
 async def listed(contacts: Contacts, **filters: Any) -> list[str]:
@@ -382,6 +392,38 @@ async def test_whoever_left_a_list_has_left_it_by_both_addresses_when_his_change
     for email in ("ann3@example.com", "ann2@example.com"):  # and there and back makes no records
         assert await change(contacts, ann, email=email)
     assert await contacts.pool.fetchval("SELECT count(*) FROM consents WHERE address = 'ann2@example.com'") == 1
+
+
+@pytest.mark.parametrize("reason", [Reason.UNSUBSCRIBE, Reason.MANUAL])
+async def test_a_bounce_hides_nothing_that_forbids_another_address(contacts: Contacts, reason: Reason) -> None:
+    """The worst is shown as the status, and that is the bounce."""
+    ann = await contacts.add()
+    for each in (reason, Reason.BOUNCE):
+        await suppress(contacts, reason=each, stream=STREAM if each is Reason.UNSUBSCRIBE else "")
+    assert await contacts.status(ann) == "bounced"
+
+    with pytest.raises(Refused, match="another address would be a way around that"):
+        await change(contacts, ann, email="ann2@example.com")
+
+
+async def test_topics_and_streams_that_were_left_stay_left_when_the_address_changes(contacts: Contacts) -> None:
+    """And when it changes back: mail to the former address may be in the queue still."""
+    ann = await contacts.add()
+    await suppress(contacts, stream=STREAM, topic="offers")
+    await suppress(contacts, stream="digest")
+    await suppress(contacts, reason=Reason.BOUNCE)
+    await suppress(contacts, stream=STREAM, topic="over", expires_at=contacts.clock() - timedelta(seconds=1))
+
+    assert await change(contacts, ann, email="ann2@example.com")
+
+    await suppress(contacts, "ann2@example.com", stream=STREAM, topic="news")
+    assert await change(contacts, ann, email="ann@example.com")
+    assert await contacts.status(ann) == "bounced"
+    held = {each: set[tuple[str, str]]() for each in ("ann@example.com", "ann2@example.com")}
+    for address, left in held.items():
+        entries = await contacts.suppressions.list(tenant=TENANT, limit=9, address=address, holding_at=contacts.clock())
+        left |= {(each.stream, each.topic) for each in entries if each.reason is Reason.UNSUBSCRIBE}
+    assert held["ann@example.com"] == held["ann2@example.com"] == {(STREAM, "offers"), ("digest", ""), (STREAM, "news")}
 
 
 async def test_no_change_of_address_puts_an_address_on_a_list_that_it_has_left(contacts: Contacts) -> None:
