@@ -17,7 +17,8 @@ from mailerd.wire.unsubscribe import PURPOSE, Subscription, read_subscription
 log = structlog.get_logger()
 
 CAME_BACK = """
-    SELECT count(*) FROM events WHERE message_id = $1 AND type = 'suppression.removed' AND data->>'actor' = 'page'
+    SELECT count(*) FROM events
+     WHERE message_id = $1 AND type = 'suppression.removed' AND address = $2 AND data->>'actor' = 'page'
 """
 
 
@@ -50,9 +51,9 @@ class UnsubscribeStore:
         await asyncio.sleep(GRACE)
         return new
 
-    async def came_back(self, message_id: int) -> int:
-        """How often somebody let himself be subscribed again by a link of this message."""
-        return int(await self._pool.fetchval(CAME_BACK, message_id))
+    async def came_back(self, message_id: int, address: str) -> int:
+        """How often this (normalised) recipient of a message let himself be subscribed again by its link."""
+        return int(await self._pool.fetchval(CAME_BACK, message_id, address))
 
     async def record(
         self, subscription: Subscription, source: str, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"

@@ -18,7 +18,7 @@ from mailerd.wire.unsubscribe import Subscription
 BY_PAGE = ("by", "page")
 AGAIN = ("again", "yes")
 UNDO = timedelta(hours=1)  # for so long whoever left may come back here
-BACK_AT_MOST = 5  # times by the links of one message: each makes records
+BACK_AT_MOST = 5  # times by the link of one mail: each makes records
 HERE = ("page", "one-click")  # sources of entries that were made by these links
 BUTTON = """<form method="post"><input type="hidden" name="List-Unsubscribe" value="One-Click">
 <input type="hidden" name="by" value="page"><button>Unsubscribe</button></form>"""
@@ -82,7 +82,7 @@ async def _entry(call: Call, subscription: Subscription) -> Suppression | None:
 async def _may_come_back(call: Call, entry: Suppression) -> bool:
     if entry.source not in HERE or entry.message_id is None or call.services.now() - entry.created_at >= UNDO:
         return False
-    return await call.services.unsubscribes.came_back(entry.message_id) < BACK_AT_MOST
+    return await call.services.unsubscribes.came_back(entry.message_id, entry.address) < BACK_AT_MOST
 
 
 def _ask(call: Call, subscription: Subscription) -> web.Response:

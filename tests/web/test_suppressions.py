@@ -349,6 +349,16 @@ async def test_leaving_and_coming_back_makes_no_records_without_end(api: Api) ->
     assert await listed(api) == ["ann@example.net"]
 
 
+async def test_who_changes_his_mind_again_and_again_keeps_no_other_recipient_from_coming_back(api: Api) -> None:
+    other = token(address="bob@example.net", n=2)
+    for _ in range(5):
+        await click(api, token())
+        await click(api, token(), again="yes")
+
+    assert 'name="again"' in (await click(api, other)).text
+    assert "<h1>You are subscribed again</h1>" in (await click(api, other, again="yes")).text
+
+
 async def test_nobody_is_brought_back_later_or_from_where_another_took_them(api: Api) -> None:
     await click(api, token())
     api.relay.clock.now += timedelta(hours=2)
