@@ -129,13 +129,19 @@ RANGE_OF_LEDGER = """
         SELECT contact_id FROM campaign_contacts WHERE campaign_id = $1 AND contact_id > $2
          ORDER BY contact_id LIMIT $3) AS part
 """
+# What waits of a campaign that is over is cancelled (6), though nobody has come to it yet.
+GIVEN_UP = """
+    (waiting AND 6 = ANY ({statuses}::smallint[])
+     AND EXISTS (SELECT FROM campaign_runs WHERE campaign_id = $1 AND state = 'ended'))
+"""
 # Contacts that an earlier campaign has in such a state, or was delivered to without such marks, and who have not said
 # no; of the bounced, if asked for, only those whose address may still be mailed.
-OF_LEDGER = """
+OF_LEDGER = f"""
     SELECT earlier.contact_id, c.time_zone FROM campaign_contacts AS earlier
       JOIN contacts AS c ON c.id = earlier.contact_id AND c.tenant = $5
      WHERE earlier.campaign_id = $1 AND earlier.contact_id > $2 AND earlier.contact_id <= $3
-       AND (earlier.status = ANY ($4::smallint[]) OR earlier.status = 2 AND $7 <> 0 AND earlier.marks & $7 = 0)
+       AND (earlier.status = ANY ($4::smallint[]) OR earlier.status = 2 AND $7 <> 0 AND earlier.marks & $7 = 0
+            OR {GIVEN_UP.format(statuses="$4")})
        AND earlier.marks & 48 = 0
        AND NOT ($6 AND earlier.status = 3 AND EXISTS (
             SELECT FROM suppressions AS s WHERE s.address = c.address AND s.tenant IN (c.tenant, '')

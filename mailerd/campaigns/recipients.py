@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from mailerd.campaigns.ledger import Mark
+from mailerd.campaigns.ledger import GIVEN_UP, Mark
 from mailerd.campaigns.values import Resend
 from mailerd.db import Pool
 
@@ -26,9 +26,10 @@ PAGE = """
       LEFT JOIN fitting AS f ON true LEFT JOIN contacts AS c ON c.id = f.contact_id AND c.tenant = $7
      ORDER BY f.contact_id
 """
-ANY = """
+ANY = f"""
     SELECT EXISTS (SELECT FROM campaign_contacts WHERE campaign_id = $1 AND marks & 48 = 0
-                      AND (status = ANY ($2::smallint[]) OR status = 2 AND $3 <> 0 AND marks & $3 = 0))
+                      AND (status = ANY ($2::smallint[]) OR status = 2 AND $3 <> 0 AND marks & $3 = 0
+                           OR {GIVEN_UP.format(statuses="$2")}))
 """
 
 

@@ -11,6 +11,7 @@ import pytest
 from mailerd.campaigns import ledger
 from mailerd.campaigns.audience import Audience
 from mailerd.campaigns.ledger import Mark, Status
+from mailerd.campaigns.recipients import RecipientStore
 from mailerd.campaigns.runner import writing
 from mailerd.campaigns.runner.clearing import Clearing
 from mailerd.campaigns.timing import Timing
@@ -174,6 +175,27 @@ async def test_a_resend_goes_to_those_whom_the_other_campaign_did_not_reach(send
     await sending.write()
 
     assert sorted(await sending.ledger(again)) == [ids[2], ids[3]]
+
+
+async def test_a_resend_goes_to_those_who_wait_of_a_cancelled_campaign_before_they_are_cleared(
+    sending: Sending,
+) -> None:
+    """Of a large one that takes minutes, and a resend may begin at once."""
+    ids = await sending.contacts(3)
+    earlier = await sending.written()
+    again = Resend(campaign=earlier, statuses=[Status.CANCELLED])
+    assert not await RecipientStore(sending.pool).any_of(again)
+    async with sending.pool.acquire() as connection, connection.transaction():
+        await sending.campaigns.set_run(earlier, "ended", connection)
+
+    assert await RecipientStore(sending.pool).any_of(again)
+    campaign = await sending.begin(options=Options(resend=again))
+    await sending.write()
+
+    assert sorted(await sending.ledger(campaign)) == ids
+    other = await sending.begin(options=Options(resend=Resend(campaign=earlier, statuses=[Status.FAILED])))
+    await sending.write()
+    assert await sending.ledger(other) == {}
 
 
 async def test_what_waits_of_a_cancelled_campaign_is_cancelled_in_steps_and_counted(sending: Sending) -> None:
