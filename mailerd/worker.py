@@ -248,7 +248,7 @@ class Worker:
         self._sinks.start()
         self._campaign_follower = CampaignFollower(self._following)
         self._campaign_follower.start()
-        self._contact_follower = ContactFollower(self._following)
+        self._contact_follower = ContactFollower(self._following, self._relay.suppressions)
         self._contact_follower.start()
         self._webhooks.start_telling(url, self._followers)
         self._classifier = Classifier(self._followers, self._settings.config, utc_now)

@@ -8,6 +8,7 @@ from mailerd.campaigns.contacts import preferences
 from mailerd.campaigns.contacts.following import ContactFollowerStore
 from mailerd.db import Pool
 from mailerd.events import START, EventStore
+from mailerd.queue.suppression import SuppressionStore
 from mailerd.wire.preferences import PURPOSE, Preferences
 from mailerd.wire.tokens import Tokens
 from mailerd.wire.unsubscribe import PURPOSE as UNSUBSCRIBE
@@ -176,7 +177,7 @@ async def test_contacts_show_what_was_said_by_one_click_and_its_taking_back(api:
     async def follow() -> bool:
         page = await EventStore(relay.pool).after(START, limit=100)
         async with relay.pool.acquire() as connection, connection.transaction():
-            await ContactFollowerStore().read(page.events, connection)
+            await ContactFollowerStore(SuppressionStore(relay.pool)).read(page.events, connection)
         at = await relay.pool.fetchval("SELECT unsubscribed_at FROM contacts WHERE id = $1", id_)
         return at is not None
 

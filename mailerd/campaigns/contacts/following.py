@@ -2,20 +2,23 @@
 
 They say it by a click in their mail program, by mail, or to a service that reports to us.
 
-Nothing is decided here: who must not be mailed stands in `suppressions` from the moment when it is said.
+Who must not be mailed stands in `suppressions` from the moment when it is said. One thing is added here: who says it by
+mail of a campaign to an address that he has left since is not mailed at his present one, either.
 """
 
 import asyncio
 from collections.abc import Sequence
 
+from mailerd.campaigns.contacts.moving import SOURCE
 from mailerd.campaigns.contacts.subscriptions import STREAM
 from mailerd.db import Connection
 from mailerd.events import Event, Recorded
 from mailerd.feedback.following import Following
-from mailerd.queue.suppression import Reason, normalised
+from mailerd.queue.ids import CAMPAIGN, names_campaign, parse_id
+from mailerd.queue.suppression import Reason, Suppression, SuppressionStore, normalised
 
 NAME = "contacts"
-TYPES = ("recipient.unsubscribed", "suppression.removed")
+TYPES = ("recipient.unsubscribed", "recipient.complained", "suppression.removed")
 # Whoever has left already said so here, and it is recorded.
 LEAVE = """
     WITH gone AS (
@@ -34,15 +37,30 @@ COME_BACK = """
     INSERT INTO consents (tenant, address, contact_id, action, method, actor, at)
     SELECT $1, $2, id, 'granted', $4, $4, $3 FROM back WHERE $4 = 'page'
 """
+# Where the person is now whom this mail was for; locked, as whoever leaves is before he is suppressed.
+PRESENT_ADDRESS = """
+    SELECT c.address FROM campaign_contacts AS own JOIN contacts AS c ON c.id = own.contact_id AND c.tenant = $1
+     WHERE own.campaign_id = $2 AND own.message_id = $3 AND c.address <> $4 FOR UPDATE OF c
+"""
+SAID = """
+    SELECT stream, topic, reason, expires_at FROM suppressions
+     WHERE tenant IN ($1, '') AND address = $2 AND message_id = $3 AND reason IN ('unsubscribe', 'complaint')
+"""
 
 
 class ContactFollowerStore:
     """Brings contacts up to what the events say."""
 
+    def __init__(self, suppressions: SuppressionStore) -> None:
+        self._suppressions = suppressions
+
     async def read(self, events: Sequence[Recorded], connection: Connection) -> None:
         """In the caller's transaction."""
+        following: list[Suppression] = []
         for _, event in events:
             data = event.data or {}
+            if event.type != "suppression.removed" and names_campaign(event.campaign):
+                following += await self._at_present_address(event, connection)
             if event.type == "recipient.unsubscribed" and _is_of_all(event):
                 source = str(data.get("source", ""))
                 address = normalised(event.address)
@@ -52,14 +70,39 @@ class ContactFollowerStore:
                 if scope.get("stream") in ("", STREAM) and not scope.get("topic"):
                     actor = str(data.get("actor", ""))
                     await connection.execute(COME_BACK, event.tenant, normalised(event.address), event.at, actor)
+        await self._suppressions.add(following, connection)
+
+    async def _at_present_address(self, event: Event, connection: Connection) -> list[Suppression]:
+        """What the event says, for the address that the contact has had since; nothing when it is the same."""
+        campaign, said_by = parse_id(CAMPAIGN, event.campaign), normalised(event.address)
+        present = await connection.fetchval(PRESENT_ADDRESS, event.tenant, campaign, event.message_id, said_by)
+        if present is None:
+            return []
+        said = await connection.fetch(SAID, event.tenant, said_by, event.message_id)
+        if said and event.type == "recipient.unsubscribed" and _is_of_all(event):
+            await connection.execute(LEAVE, event.tenant, present, event.at, SOURCE, SOURCE)
+        return [
+            Suppression(
+                present,
+                tenant=event.tenant,
+                stream=row["stream"],
+                topic=row["topic"],
+                reason=Reason(row["reason"]),
+                source=SOURCE,
+                message_id=event.message_id,
+                created_at=event.at,
+                expires_at=row["expires_at"],
+            )
+            for row in said
+        ]
 
 
 class ContactFollower:
     """One of all nodes follows, each event once."""
 
-    def __init__(self, following: Following) -> None:
+    def __init__(self, following: Following, suppressions: SuppressionStore) -> None:
         self._following = following
-        self._store = ContactFollowerStore()
+        self._store = ContactFollowerStore(suppressions)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
