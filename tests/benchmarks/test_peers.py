@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from benchmarks.__main__ import QUICK_RESULTS, RESULTS, blocked_command, out_of, relay_command
 from benchmarks.cgroup import PREFIX, remove_stale
+from benchmarks.mail_commands import blocked_command, relay_command
+from benchmarks.options import QUICK_RESULTS, RESULTS, out_of
 from benchmarks.peers import Peer, Tls, check_open, free_port
 from benchmarks.peers.postfix import Postfix
 from tests.support.postfix import missing

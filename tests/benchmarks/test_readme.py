@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import readme, relay
-from benchmarks.__main__ import RESULTS
 from benchmarks.load import Load
+from benchmarks.options import RESULTS
 from tests.benchmarks.test_relay import ran
 
 README = "before\n<!-- figures: {} -->\nwhat was here\n<!-- end -->\nafter\n"

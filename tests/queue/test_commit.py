@@ -221,13 +221,14 @@ async def test_what_was_refused_is_withdrawn_when_the_server_commits_it_late(
     group: Group, proxy: DatabaseProxy, monkeypatch: pytest.MonkeyPatch, failing: bool
 ) -> None:
     store = group.commit._store
-    withdraw, failed = store.withdraw, [] if failing else [True]
+    withdraw, failed, not_yet = store.withdraw, [] if failing else [True], asyncio.Lock()
 
     async def fail_once(*arguments: Any) -> None:
-        if not failed:
-            failed.append(True)
-            raise asyncpg.DeadlockDetectedError("deadlock detected")
-        await withdraw(*arguments)
+        async with not_yet:
+            if not failed:
+                failed.append(True)
+                raise asyncpg.DeadlockDetectedError("deadlock detected")
+            await withdraw(*arguments)
 
     monkeypatch.setattr(store, "withdraw", fail_once)
     first, message = mail(), mail(size=1000)
@@ -238,7 +239,9 @@ async def test_what_was_refused_is_withdrawn_when_the_server_commits_it_late(
         proxy.cut(server_sees=False)
         assert isinstance(await waiting, Unavailable)
         assert await group.pool.fetchval("SELECT count(*) FROM messages") == 1
+        await not_yet.acquire()
     await until(group, {first.id, message.id})
+    not_yet.release()
     await until(group, {first.id})
     assert await group.pool.fetchval("SELECT count(*) FROM recipients") == 1
     assert await group.pool.fetchval("SELECT count(*) FROM events") == 1

@@ -81,16 +81,16 @@ class RunningRelay:
 
     async def settled(self) -> None:
         """Wait until nothing is owned by this worker: each recipient is finished or put back."""
-        owned = "SELECT count(*) FROM recipients WHERE owner IS NOT NULL"
-        due = "SELECT count(*) FROM recipients WHERE owner IS NULL AND NOT held AND due_at <= $1"
-        blocked = "SELECT count(*) FROM recipients AS r JOIN queues AS q ON q.name = r.queue WHERE q.blocked_until > $1"
+        # One statement: what is put back between two of them is seen by neither.
+        unsettled = """
+            SELECT count(*) FROM recipients AS r LEFT JOIN queues AS q ON q.name = r.queue
+            WHERE r.owner IS NOT NULL
+               OR NOT r.held AND r.due_at <= $1 AND (q.blocked_until IS NULL OR q.blocked_until <= $1)
+        """
         async with asyncio.timeout(60):
             while True:
                 await self.relay.drained()
-                waiting = await self.pool.fetchval(due, self.clock.now) - await self.pool.fetchval(
-                    blocked, self.clock.now
-                )
-                if not await self.pool.fetchval(owned) and waiting <= 0:
+                if not await self.pool.fetchval(unsettled, self.clock.now):
                     return
                 self.relay.dispatcher.claims.wake()
                 await asyncio.sleep(0.01)

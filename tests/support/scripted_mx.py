@@ -11,11 +11,13 @@ A step is a reply (several lines by "\\n"), raw bytes, one of CLOSE, RESET, SILE
 """
 
 import asyncio
+import atexit
 import base64
 import contextlib
 import datetime
 import hashlib
 import hmac
+import shutil
 import socket
 import ssl
 import tempfile
@@ -102,6 +104,7 @@ def certificate(*names: str) -> Certificate:
         .sign(key, hashes.SHA256())
     )
     folder = Path(tempfile.mkdtemp(prefix="mailerd-test-certificate-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     pem, key_file = folder / "certificate.pem", folder / "key.pem"
     pem.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     key_file.write_bytes(
