@@ -155,6 +155,10 @@ class Steerer:
         await asyncio.wait({task}, timeout=patience)
         return task.done() and not await self._store.wished(campaign_id)
 
+    async def under_way(self, campaign_id: int) -> bool:
+        """Is something wished of a campaign that is not carried out yet, here or elsewhere?"""
+        return await self._store.wished(campaign_id)
+
     async def sweep(self) -> None:
         """Carry out what was left by whoever died over it, some at a time; what takes long goes on behind."""
         for campaign_id in await self._store.left(self._clock(), max(0, AT_ONCE - len(self._tasks))):

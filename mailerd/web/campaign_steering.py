@@ -162,6 +162,9 @@ async def resend(call: Call) -> web.Response:
         if present.status not in ENDED:
             error = WrongStatusError(present, "resent before it is over", NOT_OVER)
             raise ProblemError(409, "wrong_status", str(error))
+        if "cancelled" in asked.statuses and await desk_of(call).steerer.under_way(present.id):
+            detail = f"Mail of {present.name_outside} is still being taken back from the queue: ask again when it is."
+            raise ProblemError(409, "not_over", detail, retry_after=1)
         again = resend_of(present.id, asked.statuses)
         if not await desk_of(call).recipients.any_of(again):
             raise ProblemError(409, "nobody", f"Nobody of {present.name_outside} is {' or '.join(asked.statuses)}.")

@@ -406,6 +406,22 @@ async def test_those_who_were_not_reached_are_sent_to_again_by_one_call(api: Api
     assert await step(api, again.headers["Location"], "resend", json={"statuses": ["failed"]}) == (409, "wrong_status")
 
 
+async def test_those_who_are_cancelled_are_sent_to_again_once_all_of_them_are(api: Api) -> None:
+    path = await reached(api, 2, 6)
+    await api.relay.pool.execute(
+        "INSERT INTO campaign_runs (campaign_id, tenant, state, version_id, next_at, started_at, steering,"
+        " steering_until) SELECT id, tenant, 'ended', 1, $1, $1, 'cancel', $2 FROM campaigns",
+        api.relay.clock.now,
+        api.relay.clock.now + timedelta(seconds=20),
+    )
+
+    early = await api.ask("POST", f"{path}/resend", json={"statuses": ["failed", "cancelled"]})
+    assert (early.status, early.problem.code, early.problem.retry_after) == (409, "not_over", 1)
+
+    await api.relay.pool.execute("UPDATE campaign_runs SET steering = '', steering_until = NULL")
+    assert (await api.ask("POST", f"{path}/resend", json={"statuses": ["failed", "cancelled"]})).status == 201
+
+
 async def test_those_who_did_not_open_or_click_are_sent_to_again(api: Api) -> None:
     path = await reached(api, 2, 2, 2, 2, 3)  # delivered ones have opened and clicked
     await api.relay.pool.execute(
