@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -153,8 +153,9 @@ class Claims:
             self._turns_until = max(self._turns_until, asyncio.get_running_loop().time() + turn + LOOKED_AFTER)
         if not wanted:
             return 0, len(put_off), more
-        claim = self._store.claim(wanted, now=now, worker=self._worker, bytes_=self._memory.bytes_left)
-        messages = await self._taken(claim)
+        messages = await self._taken(
+            lambda: self._store.claim(wanted, now=now, worker=self._worker, bytes_=self._memory.bytes_left)
+        )
         self._claimed |= bool(messages)
         self._shares.learn_lengths(len(wanted), sum(len(message.recipients) for message in messages))
         self._offer(messages)
@@ -173,11 +174,17 @@ class Claims:
             self._wake.set()
         return bool(last)
 
-    async def _taken(self, claim: Coroutine[object, object, list[Message]]) -> list[Message]:
-        """Take in hand what the statement claims. When it fails, it may have claimed all the same."""
+    async def _taken(self, claim: Callable[[], Awaitable[list[Message]]]) -> list[Message]:
+        """Take in hand what the statement claims. When it fails, it may have claimed all the same.
+
+        Nothing while results may be recorded unheard: they are recorded once more, and what was claimed since would go
+        out of our hands with that.
+        """
         async with self._claiming:
+            if self._settler.uncertain:
+                return []
             try:
-                messages = await claim
+                messages = await claim()
                 if failpoints.ON:
                     failpoints.reached("claim.after")
             except BaseException:
@@ -194,19 +201,22 @@ class Claims:
 
     async def _free_strays(self) -> None:
         """Give up what is ours in the database and not in our hands."""
-        await self._settler.recorded()  # else what was claimed unheard as it was put back would seem to be in hand
-        async with self._claiming:
-            freed = await self._leases.free_strays(self._worker, lambda: self._memory.in_hand, self._journal.taken)
-            self._astray = False
+        self._astray = False  # what goes astray from here on may be passed by, and is looked for once more
+        try:
+            await self._settler.recorded()  # else what was claimed unheard as it was put back would seem to be in hand
+            async with self._claiming:
+                freed = await self._leases.free_strays(self._worker, lambda: self._memory.in_hand, self._journal.taken)
+        except BaseException:
+            self._astray = True
+            raise
         if freed:
             log.warning("strays.freed", recipients=freed)
 
     async def expire(self) -> None:
         """Bounce what is past its expiry, in whatever state it waits."""
-        while not self._settler.uncertain:
-            claim = self._store.claim_expired(now=self._clock(), worker=self._worker, limit=CLAIM_AT_ONCE)
-            if not (messages := await self._taken(claim)):
-                return
+        while messages := await self._taken(
+            lambda: self._store.claim_expired(now=self._clock(), worker=self._worker, limit=CLAIM_AT_ONCE)
+        ):
             for message in messages:
                 job = Job(message, list(message.recipients))
                 await self._attempts.give_up_expired(job)
