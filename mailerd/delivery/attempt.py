@@ -265,10 +265,16 @@ class Attempts:
                 data["personal"] = True
             event = _end(recipient, verdict.outcome, data, now)
             settled.append(Settled(recipient, event, suppression=self._consequence(recipient, result, now)))
+        job.recipients = []  # whoever is broken off behind this gives nobody back who is settled
         if notices:
             await self._finish(job.message, settled, notices, now)
         else:
             self._settler.add(settled)
+
+    def broken_off(self, job: Job) -> None:
+        """The attempt ended by a fault of ours: whoever may have the mail already is in doubt from now on."""
+        for recipient in job.recipients:
+            recipient.in_doubt |= self._journal.has(job.message.id, recipient.n)
 
     def _deferred(
         self,

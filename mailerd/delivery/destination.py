@@ -370,6 +370,7 @@ class Sessions:
                 await self._send(destination, session, job, where)
             except Exception:
                 log.exception("attempt.crashed", message=format_message_id(job.message.id))
+                self._attempts.broken_off(job)
                 self._back.put_back([job], self._clock() + AFTER_CRASH, CRASHED)
             destination.failures = 0
             begun()

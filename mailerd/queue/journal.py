@@ -54,6 +54,10 @@ class Journal:
             SLOT.pack_into(self._map, offset, 0, 0)
             self._free.append(offset)
 
+    def has(self, message_id: int, n: int) -> bool:
+        """Is this one open now?"""
+        return (message_id, n) in self._taken
+
     def taken(self) -> list[tuple[int, int]]:
         """What is open now."""
         return list(self._taken)
