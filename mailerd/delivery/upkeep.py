@@ -212,8 +212,8 @@ class Upkeep:
             await self._dispatcher.hasten(reasons)
         # What waits for an effect that holds would only be put off again, a million queues for nothing; unless other
         # sources or rules may let it go elsewhere.
-        widely, self._widely = self._widely, False
-        await self._store.unblock(but_for=[] if widely else [effect.id for effect in self._effects.active])
+        await self._store.unblock(but_for=[] if self._widely else [effect.id for effect in self._effects.active])
+        self._widely = False
 
     async def _exchange(self) -> None:
         await self._grants.exchange(self._nodes, joined=self._joined)
