@@ -174,6 +174,7 @@ class Relay:
             worker=worker,
             clock=clock,
             silent_for=silent_for,
+            withdrawn=lambda: self._commit.withdrawn,
         )
         self.upkeep = Upkeep(
             effects=self.effects,

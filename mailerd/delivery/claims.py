@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -55,6 +55,7 @@ class Claims:
         clock: Callable[[], datetime],
         silent_for: Callable[[], float],
         offer: Callable[[Sequence[Message]], None],
+        withdrawn: Callable[[], Collection[tuple[int, int]]],
     ) -> None:
         self._shares = shares
         self._memory = memory
@@ -68,6 +69,7 @@ class Claims:
         self._clock = clock
         self._silent_for = silent_for  # seconds since the last beat of our lease
         self._offer = offer
+        self._withdrawn = withdrawn  # who was refused, and may be stored as ours all the same for a moment
         self._claiming = asyncio.Lock()
         self._astray = False  # a claim may have been committed without our hearing of it
         self._wake = asyncio.Event()
@@ -205,7 +207,9 @@ class Claims:
         try:
             await self._settler.recorded()  # else what was claimed unheard as it was put back would seem to be in hand
             async with self._claiming:
-                freed = await self._leases.free_strays(self._worker, lambda: self._memory.in_hand, self._journal.taken)
+                freed = await self._leases.free_strays(
+                    self._worker, lambda: [*self._memory.in_hand, *self._withdrawn()], self._journal.taken
+                )
         except BaseException:
             self._astray = True
             raise

@@ -6,7 +6,7 @@ are bounded (`memory`): what does not fit, and what could not leave soon anyway,
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Coroutine, Mapping, Sequence
 from datetime import datetime
 
 import structlog
@@ -55,6 +55,7 @@ class Dispatcher:
         clock: Callable[[], datetime],
         silent_for: Callable[[], float],
         tls_outcome: Callable[[TlsOutcome, str], None],
+        withdrawn: Callable[[], Collection[tuple[int, int]]],
     ) -> None:
         self._config = config
         self._router = router
@@ -100,6 +101,7 @@ class Dispatcher:
             clock=clock,
             silent_for=silent_for,
             offer=self.offer,
+            withdrawn=withdrawn,
         )
 
     def reconfigure(self, config: Config) -> None:

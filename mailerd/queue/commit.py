@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +23,7 @@ MAX_BYTES = 8_000_000
 RESOLVE_FOR = 15.0  # seconds to find out whether an interrupted commit happened, before the submitter is told 451
 WITHDRAW_FOR = 75.0  # seconds in which a server that we lost sight of may still commit: db.COMMAND_TIMEOUT and more
 WITHDRAW_EVERY = 1.0
+LOOK_EVERY = 0.25
 SLACK = timedelta(minutes=5)  # between our clock and the partitions of events
 
 NOT_STORED = "the message could not be stored"
@@ -80,7 +81,8 @@ class GroupCommit:
         self._waiting: list[_Waiting] = []
         self._running: asyncio.Task[None] | None = None
         self._until_drained: list[asyncio.Future[None]] = []
-        self._withdrawn: dict[int, float] = {}  # messages that must not come to be, until that time of the loop
+        # Recipients, by message id and n, who must not come to be, until that time of the loop.
+        self._withdrawn: dict[tuple[int, int], float] = {}
         self._withdrawing: asyncio.Task[None] | None = None
 
     async def add(self, messages: list[Message], accepted: list[Event]) -> None:
@@ -94,6 +96,11 @@ class GroupCommit:
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name="group commit")
         await done
+
+    @property
+    def withdrawn(self) -> Collection[tuple[int, int]]:
+        """Who is being withdrawn, by message id and n: should the server store them yet, nobody else may have them."""
+        return self._withdrawn.keys()
 
     async def drained(self) -> None:
         """Wait until nothing is being committed."""
@@ -169,7 +176,7 @@ class GroupCommit:
             problem: MailerdError = Refused(554, "5.6.0", "the message cannot be stored", name="unstorable")
         except LOST as error:
             log.warning("commit.interrupted", messages=len(messages), error=str(error))
-            stored = await self._find_out([message.id for message in messages])
+            stored = await self._find_out(messages)
             return [
                 None if any(message.id in stored for message in waiting.messages) else Unavailable(NOT_STORED)
                 for waiting in batch
@@ -186,19 +193,29 @@ class GroupCommit:
             return [problem]
         return [error for waiting in batch for error in await self._store_all([waiting], owned)]
 
-    async def _find_out(self, ids: list[int]) -> set[int]:
-        """Which messages of an interrupted commit were stored after all; the others are withdrawn for a while."""
+    async def _find_out(self, messages: list[Message]) -> set[int]:
+        """Which messages of an interrupted commit were stored after all; the others are withdrawn for a while.
+
+        They are not, only when nothing is under way any more that may store them: whoever is told 451 sends again.
+        """
+        ids = [message.id for message in messages]
         stored: set[int] = set()
+        lost_at: datetime | None = None
         with suppress(TimeoutError):
             async with asyncio.timeout(RESOLVE_FOR):
                 while True:
                     try:
+                        lost_at = lost_at or await self._store.server_time()
+                        under_way = await self._store.under_way(lost_at)
                         stored = await self._store.known(ids, self._clock() - SLACK)
-                        break
-                    except Exception:  # such as "too many clients" of a server that has just come back: ask again
-                        await asyncio.sleep(0.25)
+                        if stored or not under_way:
+                            break
+                    except Exception as error:  # such as "too many clients" of a server that has just come back
+                        log.debug("commit.looked_for", error=str(error))
+                    await asyncio.sleep(LOOK_EVERY)
         until = asyncio.get_running_loop().time() + WITHDRAW_FOR
-        self._withdrawn.update((id_, until) for id_ in ids if id_ not in stored)
+        refused = [message for message in messages if message.id not in stored]
+        self._withdrawn.update(((each.message.id, each.n), until) for message in refused for each in message.recipients)
         if self._withdrawn and self._withdrawing is None:
             self._withdrawing = asyncio.create_task(self._keep_withdrawing(), name="withdraw refused mail")
         return stored
@@ -210,7 +227,7 @@ class GroupCommit:
                 try:
                     await self._withdraw()
                     now = asyncio.get_running_loop().time()
-                    self._withdrawn = {id_: until for id_, until in self._withdrawn.items() if until > now}
+                    self._withdrawn = {key: until for key, until in self._withdrawn.items() if until > now}
                 except LOST as error:
                     log.warning("withdraw.interrupted", error=str(error))
                 except Exception:  # such as a full disk
@@ -221,7 +238,8 @@ class GroupCommit:
 
     async def _withdraw(self) -> None:
         if self._withdrawn:
-            await self._store.withdraw(list(self._withdrawn), self._clock() - timedelta(days=1))
+            ids = {message_id for message_id, _ in self._withdrawn}
+            await self._store.withdraw(list(ids), self._clock() - timedelta(days=1))
 
 
 def _answer(done: "asyncio.Future[None]", error: Exception | None = None) -> None:

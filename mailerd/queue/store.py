@@ -134,6 +134,13 @@ SETTLE_TELLING = f"{SETTLING}, written AS ({WRITING}) SELECT message_id, n FROM 
 DELETE_FINISHED = "DELETE FROM messages WHERE id = ANY ($1::bigint[]) AND pending <= 0"
 
 KNOWN_MESSAGES = "SELECT id FROM messages WHERE id = ANY ($1::bigint[])"
+# Of a connection that was lost the server may hear only when it is done with what it was told there.
+UNDER_WAY = """
+    SELECT EXISTS (SELECT FROM pg_locks AS held JOIN pg_stat_activity AS activity USING (pid)
+                    WHERE held.relation = 'messages'::regclass AND held.mode = 'RowExclusiveLock'
+                      AND activity.datname = current_database() AND activity.xact_start < $1)
+"""
+NOW = "SELECT clock_timestamp()"
 KNOWN_EVENTS = "SELECT DISTINCT message_id FROM events WHERE message_id = ANY ($1::bigint[]) AND at >= $2"
 WITHDRAW = """
     WITH recipient AS (DELETE FROM recipients WHERE message_id = ANY ($1::bigint[])),
@@ -364,6 +371,15 @@ class QueueStore:
         """Which of these messages were accepted, whether or not they are still in the queue."""
         queued = {row["id"] for row in await self._pool.fetch(KNOWN_MESSAGES, ids)}
         return queued | {row["message_id"] for row in await self._pool.fetch(KNOWN_EVENTS, ids, since)}
+
+    async def server_time(self) -> datetime:
+        """What the clock of the server says."""
+        now: datetime = await self._pool.fetchval(NOW)
+        return now
+
+    async def under_way(self, before: datetime) -> bool:
+        """Is a transaction under way that may store messages and was begun before, by the clock of the server?"""
+        return bool(await self._pool.fetchval(UNDER_WAY, before))
 
     async def withdraw(self, ids: list[int], since: datetime) -> None:
         """Take back messages whose submitter was told that they were not accepted."""

@@ -220,6 +220,7 @@ async def test_a_commit_whose_answer_was_lost_is_found_out(group: Group, proxy: 
 async def test_what_was_refused_is_withdrawn_when_the_server_commits_it_late(
     group: Group, proxy: DatabaseProxy, monkeypatch: pytest.MonkeyPatch, failing: bool
 ) -> None:
+    monkeypatch.setattr("mailerd.queue.commit.RESOLVE_FOR", 0.5)
     store = group.commit._store
     withdraw, failed, not_yet = store.withdraw, [] if failing else [True], asyncio.Lock()
 
